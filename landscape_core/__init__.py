@@ -1,0 +1,81 @@
+"""The geometry of neural-network loss landscapes, every number with its error.
+
+>>> import landscape_core as lc
+>>> import torch.nn.functional as F
+>>> data = lc.load("digits", subset=(300, 100))
+>>> model = lc.MLP(data.input_shape, data.classes, width=16)
+>>> history = lc.train(model, data, lc.TrainConfig(epochs=3), progress=False)
+>>> objective = lc.Objective(model, F.cross_entropy, data.train)
+>>> pairs = lc.top_eigenpairs(lc.Hessian(objective), k=2)
+>>> bool(pairs.converged.all())
+True
+"""
+
+from importlib.metadata import version
+
+from landscape_core.curvature.eigen import top_eigenpairs
+from landscape_core.curvature.operators import Hessian, Matrix, SymmetricOperator
+from landscape_core.curvature.trace import trace
+from landscape_core.experiments.data import Images, Split, images, load
+from landscape_core.experiments.models import MLP, SmallCNN
+from landscape_core.experiments.parameters import ParameterError, check_parameters
+from landscape_core.experiments.training import History, TrainConfig, TrainingState, train
+from landscape_core.geometry.directions import random_directions
+from landscape_core.geometry.noise import NoiseScale, gradient_noise_scale
+from landscape_core.geometry.paths import Path, PathProfile, Segment, barrier, path_profile
+from landscape_core.geometry.sharpness import FlatnessProfile, flatness_profile
+from landscape_core.geometry.slices import Line, Plane, line, plane
+from landscape_core.objective import Evaluation, Objective, ParameterSpace
+from landscape_core.results import Eigenpairs, Estimate
+from landscape_core.show.picture import Picture
+from landscape_core.show.plots import plot_flatness, plot_paths, plot_training
+from landscape_core.show.surfaces import plot_contours, plot_surface
+from landscape_core.show.tables import summary_table
+
+__version__ = version("landscape-core")
+
+__all__ = [
+    "MLP",
+    "Eigenpairs",
+    "Estimate",
+    "Evaluation",
+    "FlatnessProfile",
+    "Hessian",
+    "History",
+    "Images",
+    "Line",
+    "Matrix",
+    "NoiseScale",
+    "Objective",
+    "ParameterError",
+    "ParameterSpace",
+    "Path",
+    "PathProfile",
+    "Picture",
+    "Plane",
+    "Segment",
+    "SmallCNN",
+    "Split",
+    "SymmetricOperator",
+    "TrainConfig",
+    "TrainingState",
+    "barrier",
+    "check_parameters",
+    "flatness_profile",
+    "gradient_noise_scale",
+    "images",
+    "line",
+    "load",
+    "path_profile",
+    "plane",
+    "plot_contours",
+    "plot_flatness",
+    "plot_paths",
+    "plot_surface",
+    "plot_training",
+    "random_directions",
+    "summary_table",
+    "top_eigenpairs",
+    "trace",
+    "train",
+]

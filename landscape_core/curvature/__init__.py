@@ -1,0 +1,1 @@
+"""Curvature: operators that are never formed, and estimators that only multiply by them."""

@@ -1,0 +1,1 @@
+"""Experiments: data, models, training and the parameters of a notebook."""

@@ -1,0 +1,1 @@
+"""Geometry around and between minima: sharpness, noise, directions, slices and paths."""

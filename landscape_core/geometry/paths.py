@@ -1,0 +1,167 @@
+"""Paths between two networks, and how high the loss rises on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from landscape_core.objective import Objective
+from landscape_core.results import Estimate
+
+
+class Path(Protocol):
+    """A curve of parameters: ``path(t)`` of shape (n,) for t from 0 to 1."""
+
+    def __call__(self, t: float) -> Tensor:
+        """Parameters at t."""
+        ...
+
+
+class Segment:
+    """The straight line from theta_a to theta_b; both ends are exact, bit for bit.
+
+    Parameters
+    ----------
+    theta_a, theta_b : Tensor, shape (n,)
+
+    Examples
+    --------
+    >>> Segment(torch.zeros(2), torch.ones(2))(0.25)
+    tensor([0.2500, 0.2500])
+    """
+
+    def __init__(self, theta_a: Tensor, theta_b: Tensor) -> None:
+        if theta_a.shape != theta_b.shape or theta_a.ndim != 1:
+            raise ValueError(
+                "the ends must be vectors of one length, "
+                f"got {tuple(theta_a.shape)} and {tuple(theta_b.shape)}"
+            )
+        self.theta_a, self.theta_b = theta_a.detach(), theta_b.detach()
+
+    def __call__(self, t: float) -> Tensor:
+        """Parameters at t, shape (n,)."""
+        if t in (0, 1):
+            return (self.theta_b if t else self.theta_a).clone()
+        return torch.lerp(self.theta_a, self.theta_b, t)
+
+
+@dataclass(frozen=True)
+class PathProfile:
+    """Loss and accuracy along a path.
+
+    Standard errors are over the examples: how far the same curve, drawn on another sample of
+    as many examples, would typically lie.
+
+    Attributes
+    ----------
+    t : array, shape (p,)
+        From 0 to 1, both included.
+    loss, loss_stderr : array, shape (p,)
+    accuracy, accuracy_stderr : array, shape (p,), or None
+        None where targets are not class labels.
+    excess, excess_stderr : array, shape (p,)
+        Loss above the straight line between the losses of the two ends,
+        ``L(t) - (1-t) L(0) - t L(1)``. The error is that of the difference taken example by
+        example, which is smaller than the errors of its parts suggest.
+    examples : int
+    """
+
+    t: np.ndarray
+    loss: np.ndarray = field(repr=False)
+    loss_stderr: np.ndarray = field(repr=False)
+    accuracy: np.ndarray | None = field(repr=False)
+    accuracy_stderr: np.ndarray | None = field(repr=False)
+    excess: np.ndarray = field(repr=False)
+    excess_stderr: np.ndarray = field(repr=False)
+    examples: int
+
+    def table(self) -> pd.DataFrame:
+        """One row per point of the path."""
+        columns = {"loss": self.loss, "loss_stderr": self.loss_stderr}
+        if self.accuracy is not None and self.accuracy_stderr is not None:
+            columns |= {"accuracy": self.accuracy, "accuracy_stderr": self.accuracy_stderr}
+        columns |= {"excess": self.excess, "excess_stderr": self.excess_stderr}
+        return pd.DataFrame(columns, index=pd.Index(self.t, name="t"))
+
+
+def path_profile(
+    objective: Objective, path: Path, points: int = 61, *, progress: bool = False
+) -> PathProfile:
+    """Evaluate loss and accuracy along a path.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is measured. With BatchNorm, ``batchnorm="refresh"`` estimates the statistics
+        again at every point; the running statistics of one end fit no other network.
+    path : callable
+        ``path(t) -> Tensor`` of shape (n,), for t from 0 to 1.
+    points : int
+        Number of equally spaced points, both ends included; at least 2.
+    progress : bool
+
+    Returns
+    -------
+    PathProfile
+    """
+    if points < 2:
+        raise ValueError(f"points must be at least 2, got {points}")
+    start = objective.example_values(path(0.0))[0].double()
+    end = objective.example_values(path(1.0))[0].double()
+    steps = (np.arange(points) / (points - 1)).tolist()
+    rows, accuracies = [], []
+    for t in tqdm(steps, desc="path", unit="point", disable=not progress):
+        losses, accuracy = objective.example_values(path(t))
+        losses = losses.double()
+        # Written so that it is exactly zero at both ends, and everywhere on a constant path.
+        excess = (1 - t) * (losses - start) + t * (losses - end)
+        loss, rise = Estimate.of(losses), Estimate.of(excess)
+        rows.append((loss.value, loss.stderr, rise.value, rise.stderr))
+        if accuracy is not None:
+            hit = Estimate.of(accuracy)
+            accuracies.append((hit.value, hit.stderr))
+    loss_, loss_stderr, excess_, excess_stderr = np.array(rows).T
+    correct, correct_stderr = np.array(accuracies).T if accuracies else (None, None)
+    return PathProfile(
+        t=np.array(steps),
+        loss=loss_,
+        loss_stderr=loss_stderr,
+        accuracy=correct,
+        accuracy_stderr=correct_stderr,
+        excess=excess_,
+        excess_stderr=excess_stderr,
+        examples=len(start),
+    )
+
+
+def barrier(profile: PathProfile) -> Estimate:
+    r"""Height of the loss barrier on a path.
+
+    .. math:: \max_t \; L(t) - \big[(1-t) L(0) + t L(1)\big]
+
+    Zero or more, as the excess is zero at both ends. The error is that of the highest point,
+    over the examples; the choice of that point among noisy ones biases the height upwards by
+    less than it. A path that is sampled coarsely can hide a peak between two points.
+
+    Parameters
+    ----------
+    profile : PathProfile
+
+    Returns
+    -------
+    Estimate
+
+    References
+    ----------
+    J. Frankle et al. 2020, arXiv:1912.05671; R. Entezari et al. 2021, arXiv:2110.06296.
+    """
+    peak = int(np.argmax(profile.excess))
+    return Estimate(
+        float(profile.excess[peak]), float(profile.excess_stderr[peak]), profile.examples
+    )

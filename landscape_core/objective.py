@@ -1,0 +1,507 @@
+"""The loss of a model over a data set as a function of one flat parameter vector, L(theta).
+
+Everything above this module sees a network only through an :class:`Objective`: Lanczos,
+slices, paths and weight noise are then the same arithmetic on vectors of n entries. The model
+is evaluated with :func:`torch.func.functional_call`, so no measurement changes its parameters,
+buffers, gradients or mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, RandomSampler
+
+from landscape_core.results import Estimate
+
+Criterion = Callable[[Any, Tensor], Tensor]
+Batch = tuple[Any, Tensor]
+BatchNormPolicy = Literal["eval", "batch", "refresh"]
+ParameterChoice = str | Sequence[str] | Callable[[str, Tensor], bool] | None
+
+
+class ParameterSpace:
+    """The parameters of a model that make up theta: their names, shapes and places.
+
+    Parameters
+    ----------
+    model : nn.Module
+    parameters : str, sequence of str, callable or None
+        A glob pattern (``"layer3.*"``), several of them, or ``choose(name, tensor) -> bool``.
+        None takes every parameter that requires a gradient. Tied parameters count once.
+
+    Raises
+    ------
+    ValueError
+        If nothing matches, or the chosen parameters are not of one real floating dtype on one
+        device.
+
+    Examples
+    --------
+    >>> space = ParameterSpace(nn.Linear(3, 2))
+    >>> space.names, space.n
+    (('weight', 'bias'), 8)
+    """
+
+    def __init__(self, model: nn.Module, parameters: ParameterChoice = None) -> None:
+        named = dict(model.named_parameters())
+        chosen = {name: p for name, p in named.items() if _is_chosen(name, p, parameters)}
+        if not chosen:
+            kind = "require a gradient" if parameters is None else f"match {parameters!r}"
+            known = ", ".join(list(named)[:6]) or "no parameters at all"
+            raise ValueError(f"no parameters {kind}; the model has {known}")
+        kinds = {(p.dtype, p.device) for p in chosen.values()}
+        if len(kinds) > 1:
+            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise ValueError(f"parameters must share one dtype and device, got {found}")
+        self.dtype, self.device = kinds.pop()
+        if not self.dtype.is_floating_point:
+            raise ValueError(f"parameters must be real floating point, got {self.dtype}")
+        self.names = tuple(chosen)
+        self.shapes = tuple(p.shape for p in chosen.values())
+        self.sizes = tuple(p.numel() for p in chosen.values())
+        self.n = sum(self.sizes)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Concatenate the named tensors into one new vector, shape (n,)."""
+        return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Name and shape the pieces of theta; they are views of it."""
+        # One split, not one slice per parameter: its derivative is one concatenation, where
+        # every slice would fill a vector of n zeros.
+        pieces = theta.split(self.sizes)
+        triples = zip(self.names, pieces, self.shapes, strict=True)
+        return {name: piece.view(shape) for name, piece, shape in triples}
+
+    def check(self, theta: Tensor, name: str = "theta") -> Tensor:
+        """Return `theta` if it is a vector of this space, else say what is wrong with it."""
+        if not isinstance(theta, Tensor) or theta.shape != (self.n,):
+            got = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
+            raise ValueError(f"{name} must be a tensor of shape ({self.n},), got {got}")
+        if theta.dtype != self.dtype or theta.device != self.device:
+            raise ValueError(
+                f"{name} must be {self.dtype} on {self.device}, "
+                f"got {theta.dtype} on {theta.device}"
+            )
+        return theta.detach()
+
+
+def _is_chosen(name: str, parameter: Tensor, choice: ParameterChoice) -> bool:
+    if choice is None:
+        return parameter.requires_grad
+    if callable(choice):
+        return bool(choice(name, parameter))
+    patterns = [choice] if isinstance(choice, str) else choice
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and accuracy at one theta.
+
+    The standard errors say how far the mean over another sample of as many examples from the
+    same distribution would typically lie; over the given examples both means are exact.
+
+    Attributes
+    ----------
+    loss : Estimate
+        Mean loss over the examples.
+    accuracy : Estimate or None
+        Fraction of examples classified correctly; None where targets are not class labels.
+    """
+
+    loss: Estimate
+    accuracy: Estimate | None
+
+
+class Objective:
+    """The mean loss of a model over data, L(theta), for theta a flat vector of n parameters.
+
+    Parameters
+    ----------
+    model : nn.Module
+    criterion : callable
+        ``criterion(outputs, targets) -> scalar``, the mean over the examples of a batch.
+    batches : pair, sequence of pairs, or DataLoader
+        One ``(inputs, targets)``, a list of them, or a loader that gives the same batches every
+        time. Inputs may be a tensor, a tuple (positional arguments) or a dict (keyword
+        arguments); the first axis of targets counts the examples. Batches may be of different
+        sizes: every mean is over examples, not over batches.
+    parameters : str, sequence of str, callable or None
+        Which parameters make up theta; see :class:`ParameterSpace`.
+    batchnorm : {"eval", "batch", "refresh"}
+        ``"eval"``: BatchNorm uses the model's running statistics. ``"batch"``: each batch uses
+        its own, so L depends on how the data are batched. ``"refresh"``: the statistics are
+        estimated again from all the data at each theta, then held fixed; curvature is taken at
+        fixed statistics. All other layers (dropout too) are in eval mode under every policy.
+
+    Attributes
+    ----------
+    theta : Tensor, shape (n,)
+        A copy of the model's parameters at the time the objective was made.
+    n : int
+        Number of parameters in theta.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the data are empty or shuffled, or the criterion does not give a scalar mean that
+        depends on theta; each in one sentence.
+
+    Examples
+    --------
+    >>> import torch.nn.functional as F
+    >>> x, y = torch.randn(23, 3), torch.randint(2, (23,))
+    >>> objective = Objective(nn.Linear(3, 2), F.cross_entropy, (x, y))
+    >>> objective.n, objective.gradient().shape
+    (8, torch.Size([8]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        batches: Batch | Iterable[Batch],
+        *,
+        parameters: ParameterChoice = None,
+        batchnorm: BatchNormPolicy = "eval",
+    ) -> None:
+        if batchnorm not in get_args(BatchNormPolicy):
+            options = ", ".join(map(repr, get_args(BatchNormPolicy)))
+            raise ValueError(f"batchnorm must be one of {options}, got {batchnorm!r}")
+        self.model = model
+        self.criterion = criterion
+        self.batchnorm = batchnorm
+        self.space = ParameterSpace(model, parameters)
+        self.theta = self.space.flatten(dict(model.named_parameters()))
+        self._data = _as_batches(batches, self.space.device)
+        self._check_first_batch()
+
+    @property
+    def n(self) -> int:
+        """Number of parameters in theta."""
+        return self.space.n
+
+    @property
+    def examples(self) -> int:
+        """Number of examples in the data."""
+        if isinstance(self._data, DataLoader) and not self._data.drop_last:
+            return len(self._data.dataset)  # type: ignore[arg-type]
+        return sum(len(targets) for _, targets in self.batches())
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the data, batch by batch, on the model's device."""
+        empty = True
+        for inputs, targets in self._data:
+            if len(targets):
+                empty = False
+                yield _to_device(inputs, self.space.device), targets.to(self.space.device)
+        if empty:
+            raise ValueError("the data are empty: at least one example is needed")
+
+    def sample(self, indices: Tensor) -> Batch:
+        """Return the examples at `indices`, shape (b,), as one batch."""
+        if isinstance(self._data, DataLoader):
+            dataset, collate = self._data.dataset, self._data.collate_fn
+            inputs, targets = collate([dataset[int(i)] for i in indices])
+        else:
+            inputs, targets = _gather(self._data, indices)
+        return _to_device(inputs, self.space.device), targets.to(self.space.device)
+
+    # --- the loss and its derivatives ------------------------------------------------------
+
+    def loss(self, theta: Tensor | None = None) -> Tensor:
+        """Mean loss over all examples at theta, a scalar tensor."""
+        total, _ = self._totals(self._at(theta), accuracy=False)
+        return total
+
+    def accuracy(self, theta: Tensor | None = None) -> Tensor:
+        """Fraction of all examples classified correctly at theta, a scalar tensor."""
+        _, correct = self._totals(self._at(theta), accuracy=True)
+        if correct is None:
+            raise ValueError("accuracy needs class labels: integer targets and (N, C) outputs")
+        return correct
+
+    def loss_and_accuracy(self, theta: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Mean loss and accuracy from one pass; accuracy is None without class labels."""
+        return self._totals(self._at(theta), accuracy=True)
+
+    def gradient(self, theta: Tensor | None = None) -> Tensor:
+        """Gradient of the mean loss at theta, shape (n,)."""
+        theta = self._at(theta)
+        buffers = self.statistics(theta)
+        total, count = torch.zeros_like(theta), 0
+        for batch in self.batches():
+            total += self.batch_gradient(theta, batch, buffers) * len(batch[1])
+            count += len(batch[1])
+        return total / count
+
+    def batch_gradient(
+        self, theta: Tensor, batch: Batch, statistics: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Gradient of the mean loss over one batch, shape (n,)."""
+        leaf = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.batch_loss(leaf, batch, statistics)
+            return torch.autograd.grad(loss, leaf)[0]
+
+    def batch_loss(
+        self, theta: Tensor, batch: Batch, statistics: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Mean loss over one batch, differentiable in theta (twice, attention included).
+
+        Parameters
+        ----------
+        theta : Tensor, shape (n,)
+        batch : (inputs, targets)
+        statistics : dict or None
+            What :meth:`statistics` returned for this theta; None computes it.
+        """
+        if statistics is None:
+            statistics = self.statistics(theta)
+        inputs, targets = batch
+        # The fused attention kernels have no second derivative; the math backend has.
+        with self._modes(), sdpa_kernel(SDPBackend.MATH):
+            outputs = self._outputs(theta, inputs, statistics)
+        loss = self.criterion(outputs, targets)
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"criterion must return a tensor, got {type(loss).__name__}")
+        if loss.ndim != 0:
+            raise ValueError(f"criterion must return a scalar, got shape {tuple(loss.shape)}")
+        return loss
+
+    def example_values(self, theta: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Loss of every example, and whether it is classified correctly (1 or 0), shapes (N,).
+
+        In the order of the data. The second is None where targets are not class labels.
+        """
+        theta = self._at(theta)
+        statistics = self.statistics(theta)
+        losses, hits = [], []
+        with torch.no_grad():
+            for inputs, targets in self.batches():
+                with self._modes():
+                    outputs = self._outputs(theta, inputs, statistics)
+                losses.append(self._split_loss(outputs, targets))
+                hits.append(_hits(outputs, targets))
+        labelled = [batch_hits for batch_hits in hits if batch_hits is not None]
+        correct = torch.cat(labelled) if len(labelled) == len(hits) else None
+        return torch.cat(losses), correct
+
+    def evaluate(self, theta: Tensor | None = None) -> Evaluation:
+        """Loss and accuracy at theta, each with its standard error over the examples."""
+        losses, hits = self.example_values(theta)
+        accuracy = None if hits is None else Estimate.of(hits)
+        return Evaluation(Estimate.of(losses), accuracy)
+
+    def per_example_gradients(
+        self, theta: Tensor | None = None, chunk_size: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the gradients of single examples, one (b, n) block per batch.
+
+        `chunk_size` bounds how many examples are differentiated at once. Under
+        ``batchnorm="batch"`` single examples have no gradient of their own: ValueError.
+        """
+        if self.batchnorm == "batch":
+            raise ValueError("per-example gradients need batchnorm='eval' or 'refresh'")
+        theta = self._at(theta)
+        statistics = self.statistics(theta)
+
+        def loss(theta: Tensor, inputs: Any, target: Tensor) -> Tensor:
+            single = _map_tensors(lambda x: x.unsqueeze(0), inputs), target.unsqueeze(0)
+            return self.batch_loss(theta, single, statistics)
+
+        per_example = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)
+        for inputs, targets in self.batches():
+            yield per_example(theta, inputs, targets).detach()
+
+    # --- how the model is evaluated --------------------------------------------------------
+
+    def statistics(self, theta: Tensor) -> dict[str, Tensor]:
+        """Buffers that the model is to use at theta; empty where it keeps its own.
+
+        Under ``"refresh"``: BatchNorm's mean and variance, averaged over all batches in
+        proportion to their examples.
+        """
+        if self.batchnorm != "refresh":
+            return {}
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        layers = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
+        momenta = [layer.momentum for layer in layers]
+        seen = 0
+        try:
+            for inputs, targets in self.batches():
+                seen += len(targets)
+                for layer in layers:
+                    layer.momentum = len(targets) / seen
+                with torch.no_grad(), self._modes(batch_statistics=True):
+                    self._outputs(theta.detach(), inputs, buffers)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+        return buffers
+
+    def _at(self, theta: Tensor | None) -> Tensor:
+        return self.theta if theta is None else self.space.check(theta)
+
+    def _outputs(self, theta: Tensor, inputs: Any, buffers: dict[str, Tensor]) -> Any:
+        if self.batchnorm == "batch":  # copies, so that running statistics stay as they are
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        state = {**self.space.unflatten(theta), **buffers}
+        if isinstance(inputs, Mapping):
+            return functional_call(self.model, state, (), dict(inputs))
+        return functional_call(self.model, state, inputs if _is_tuple(inputs) else (inputs,))
+
+    @contextmanager
+    def _modes(self, batch_statistics: bool | None = None) -> Iterator[None]:
+        """Put the layers in the mode of the policy, and back."""
+        if batch_statistics is None:
+            batch_statistics = self.batchnorm == "batch"
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            for module, _ in modes:
+                module.training = batch_statistics and isinstance(module, _BatchNorm)
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @torch.no_grad()
+    def _totals(self, theta: Tensor, accuracy: bool) -> tuple[Tensor, Tensor | None]:
+        statistics = self.statistics(theta)
+        loss = correct = torch.zeros((), dtype=torch.float64, device=theta.device)
+        count = labelled = 0
+        for inputs, targets in self.batches():
+            with self._modes():
+                outputs = self._outputs(theta, inputs, statistics)
+            loss = loss + self.criterion(outputs, targets).double() * len(targets)
+            count += len(targets)
+            hits = _hits(outputs, targets) if accuracy else None
+            if hits is not None:
+                correct = correct + hits.sum()
+                labelled += len(targets)
+        return loss / count, correct / count if labelled == count else None
+
+    def _split_loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Loss of each example of a batch, from the outputs of the whole batch."""
+
+        def one(output: Any, target: Tensor) -> Tensor:
+            single = _map_tensors(lambda x: x.unsqueeze(0), output)
+            return self.criterion(single, target.unsqueeze(0))
+
+        return vmap(one)(outputs, targets)
+
+    def _check_first_batch(self) -> None:
+        batch = next(self.batches())
+        leaf = self.theta.clone().requires_grad_()
+        with torch.enable_grad():
+            loss = self.batch_loss(leaf, batch)
+        if not loss.requires_grad:
+            raise ValueError("the loss does not depend on theta: it carries no gradient")
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ValueError(f"the loss of the first batch must be finite, got {value}")
+        count = len(batch[1])
+        if count < 2:
+            return
+        with torch.no_grad(), self._modes():
+            outputs = self._outputs(self.theta, batch[0], self.statistics(self.theta))
+            mean = float(self._split_loss(outputs, batch[1]).mean())
+        total = mean * count
+        if abs(value - total) < 1e-3 * abs(total) < abs(value - mean):
+            raise ValueError(
+                f"criterion must be the mean over examples, got their sum ({value:.4g}, "
+                f"where the mean is {mean:.4g}): use reduction='mean'"
+            )
+
+
+# --- containers of batches -----------------------------------------------------------------
+
+
+def _as_batches(batches: Any, device: torch.device) -> list[Batch] | Iterable[Batch]:
+    if isinstance(batches, DataLoader):
+        if isinstance(batches.sampler, RandomSampler):
+            raise ValueError(
+                "the DataLoader shuffles, so L(theta) would change from pass to pass: "
+                "make it with shuffle=False"
+            )
+        return batches
+    if _is_tuple(batches) and len(batches) == 2 and isinstance(batches[1], Tensor):
+        batches = [batches]
+    if not isinstance(batches, Sequence):
+        raise TypeError(
+            "batches must be an (inputs, targets) pair, a list of pairs or a DataLoader, "
+            f"got {type(batches).__name__}"
+        )
+    for index, batch in enumerate(batches):
+        pair = _is_tuple(batch) and len(batch) == 2 and isinstance(batch[1], Tensor)
+        if not pair or batch[1].ndim == 0:
+            raise TypeError(f"batch {index} must be (inputs, targets) with a tensor of targets")
+    return [(_to_device(inputs, device), targets.to(device)) for inputs, targets in batches]
+
+
+def _is_tuple(value: Any) -> bool:
+    return isinstance(value, tuple | list)
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(function, item) for key, item in value.items()}
+    if _is_tuple(value):
+        return tuple(_map_tensors(function, item) for item in value)
+    return value
+
+
+def _to_device(inputs: Any, device: torch.device) -> Any:
+    return _map_tensors(lambda x: x.to(device, non_blocking=True), inputs)
+
+
+def _gather(batches: Iterable[Batch], indices: Tensor) -> Batch:
+    """Pick examples, numbered through all batches, into one batch."""
+    batches = list(batches)
+    ends = torch.tensor([len(targets) for _, targets in batches]).cumsum(0)
+    indices = indices.cpu()
+    if len(batches) == 1:
+        pieces = [batches[0]]
+        local = [indices]
+    else:
+        owner = torch.searchsorted(ends, indices, right=True)
+        starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+        used = owner.unique().tolist()
+        pieces = [batches[b] for b in used]
+        local = [indices[owner == b] - starts[b] for b in used]
+    picked = [
+        _map_tensors(lambda x, rows=rows: x[rows.to(x.device)], piece)
+        for piece, rows in zip(pieces, local, strict=True)
+    ]
+    return _concatenate([inputs for inputs, _ in picked]), torch.cat([y for _, y in picked])
+
+
+def _concatenate(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: _concatenate([value[key] for value in values]) for key in first}
+    if _is_tuple(first):
+        return tuple(_concatenate(list(items)) for items in zip(*values, strict=True))
+    return torch.cat(values)
+
+
+def _hits(outputs: Any, targets: Tensor) -> Tensor | None:
+    """Whether each example is classified correctly; None where targets are not labels."""
+    labels = not targets.is_floating_point() and targets.ndim == 1
+    if not labels or not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        return None
+    return (outputs.argmax(1) == targets).double()

@@ -1,0 +1,144 @@
+"""What a measurement returns: numbers that carry their own uncertainty and convergence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t as student_t
+from torch import Tensor
+
+
+def with_error(value: float, stderr: float) -> str:
+    """Write a value and its standard error to the digits that the error leaves meaningful.
+
+    The error keeps one significant digit, two where it begins with a 1.
+
+    >>> with_error(41.2837, 0.213)
+    '41.3 ± 0.2'
+    >>> with_error(0.000012345, 0.0000013)
+    '(1.23 ± 0.13)e-05'
+    >>> with_error(3.0, 0.0)
+    '3 ± 0'
+    """
+    if not (math.isfinite(value) and math.isfinite(stderr)) or stderr <= 0:
+        return f"{value:.4g} ± {stderr:.1g}"
+    largest = max(abs(value), stderr)
+    power = math.floor(math.log10(largest))
+    if -4 < power < 5:
+        power = 0
+    value, stderr = value / 10.0**power, stderr / 10.0**power
+    first_digit = math.floor(math.log10(stderr))
+    digits = 2 if stderr / 10.0**first_digit < 1.95 else 1
+    decimals = max(0, digits - 1 - first_digit)
+    text = f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
+    return text if power == 0 else f"({text})e{power:+03d}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over random samples, with its standard error.
+
+    Attributes
+    ----------
+    value : float
+        The mean.
+    stderr : float
+        Its standard error: the standard deviation of the samples over the square root of their
+        number; ``nan`` for a single sample.
+    samples : int
+        Number of independent samples.
+    matvecs : int
+        Matrix-vector products spent; 0 where none were needed.
+
+    Examples
+    --------
+    >>> print(Estimate(41.2837, 0.213, samples=64))
+    41.3 ± 0.2
+    """
+
+    value: float
+    stderr: float
+    samples: int
+    matvecs: int = 0
+
+    @classmethod
+    def of(cls, samples: Tensor | np.ndarray | list[float], matvecs: int = 0) -> Estimate:
+        """Make the estimate from its independent samples, shape (m,)."""
+        values = np.asarray(torch.as_tensor(samples).double().cpu())
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"samples must be a vector of at least one, got {values.shape}")
+        spread = values.std(ddof=1) if values.size > 1 else math.nan
+        stderr = float(spread / math.sqrt(values.size))
+        return cls(float(values.mean()), stderr, values.size, matvecs)
+
+    @property
+    def relative_error(self) -> float:
+        """The standard error over the size of the value."""
+        return self.stderr / abs(self.value) if self.value else math.inf
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Student's t interval that covers the true mean with probability `level`."""
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {level}")
+        if self.samples < 2:
+            return -math.inf, math.inf
+        half = float(student_t.ppf(0.5 + level / 2, self.samples - 1)) * self.stderr
+        return self.value - half, self.value + half
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return with_error(self.value, self.stderr)
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues and eigenvectors of a symmetric operator, with what is known of their error.
+
+    Attributes
+    ----------
+    values : Tensor, shape (k,)
+        Eigenvalues, in the order that was asked for.
+    vectors : Tensor, shape (n, k)
+        Orthonormal eigenvectors, one to a column.
+    residuals : Tensor, shape (k,)
+        ``|A v - value * v|``: an eigenvalue of ``A`` lies within this distance of each value.
+    converged : Tensor of bool, shape (k,)
+        Whether each residual met the tolerance that was asked for.
+    matvecs : int
+        Matrix-vector products spent.
+    """
+
+    values: Tensor
+    vectors: Tensor = field(repr=False)
+    residuals: Tensor
+    converged: Tensor
+    matvecs: int
+
+    @property
+    def relative_residuals(self) -> Tensor:
+        """Each residual over the size of its eigenvalue, shape (k,)."""
+        return self.residuals / self.values.abs().clamp_min(torch.finfo(self.values.dtype).tiny)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def table(self) -> pd.DataFrame:
+        """One row per eigenpair: value, residual, converged."""
+        columns = {
+            "eigenvalue": self.values.double().cpu().numpy(),
+            "residual": self.residuals.double().cpu().numpy(),
+            "converged": self.converged.cpu().numpy(),
+        }
+        return pd.DataFrame(columns, index=pd.RangeIndex(1, len(self) + 1, name="pair"))
+
+    def __str__(self) -> str:
+        pairs = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
+        numbers = ", ".join(with_error(value, residual) for value, residual in pairs)
+        done = int(self.converged.sum())
+        return f"{numbers} ({done} of {len(self)} converged, {self.matvecs} products)"

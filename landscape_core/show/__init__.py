@@ -1,0 +1,1 @@
+"""Show: figures for print and for the page, and tables."""

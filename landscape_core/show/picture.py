@@ -1,0 +1,67 @@
+"""A figure that fits where it is shown: still in print, interactive on a page."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+
+from landscape_core.show.style import style
+
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+
+
+class Picture:
+    """A still figure (matplotlib), with or without an interactive twin (plotly).
+
+    A notebook shows the twin where it can, and the still elsewhere: in print, on code hosting
+    sites, in the PDF.
+
+    Attributes
+    ----------
+    still : matplotlib.figure.Figure
+    interactive : plotly.graph_objects.Figure or None
+    """
+
+    def __init__(self, still: Figure, interactive: go.Figure | None = None) -> None:
+        self.still = still
+        self.interactive = interactive
+
+    def png(self) -> bytes:
+        """The still as PNG."""
+        buffer = io.BytesIO()
+        with style():
+            self.still.savefig(buffer, format="png", bbox_inches="tight")
+        return buffer.getvalue()
+
+    def save(self, folder: str | Path, name: str) -> list[Path]:
+        """Write ``name.png`` and, with a twin, a self-contained ``name.html`` into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{name}.png"]
+        paths[0].write_bytes(self.png())
+        if self.interactive is not None:
+            paths.append(folder / f"{name}.html")
+            self.interactive.write_html(paths[1], include_plotlyjs=True)
+        return paths
+
+    def __repr__(self) -> str:
+        return "Picture(still)" if self.interactive is None else "Picture(still, interactive)"
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = {
+            "text/plain": repr(self),
+            "image/png": b64encode(self.png()).decode(),
+        }
+        if self.interactive is None:
+            return bundle
+        if "google.colab" in sys.modules:  # Colab does not know plotly's own type
+            html = self.interactive.to_html(full_html=False, include_plotlyjs="cdn")
+            return {**bundle, "text/html": html}
+        return {PLOTLY_MIME: json.loads(self.interactive.to_json()), **bundle}

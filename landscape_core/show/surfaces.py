@@ -1,0 +1,162 @@
+"""Pictures of the loss over a plane: contours, and a surface to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from landscape_core.geometry.slices import Plane
+from landscape_core.show.picture import Picture
+from landscape_core.show.style import LANDSCAPE, WIDTH, styled
+
+GREY = "#808080"  # legible on a white page and on a dark one
+Marks = Mapping[str, tuple[float, float]]
+
+
+@styled
+def plot_contours(
+    planes: Mapping[str, Plane], *, marks: Marks | None = None, log: bool = True
+) -> Picture:
+    """Contours of the loss over one or several planes, side by side on one colour scale.
+
+    Parameters
+    ----------
+    planes : mapping of title to Plane
+    marks : mapping of label to (x, y), optional
+        Points to mark, in the plane's steps; None marks the centre.
+    log : bool
+        Whether levels are spaced evenly in the logarithm of the loss.
+    """
+    low = min(float(np.nanmin(p.loss)) for p in planes.values())
+    high = max(float(np.nanmax(p.loss)) for p in planes.values())
+    low = max(low, high * 1e-6) if log else low
+    levels = np.geomspace(low, high, 16) if log else np.linspace(low, high, 16)
+    norm: Normalize = LogNorm(low, high) if log else Normalize(low, high)
+    figure = Figure(
+        figsize=(WIDTH, 0.9 + 2.9 * (2 / max(2, len(planes)))), layout="constrained"
+    )
+    panels = np.atleast_1d(figure.subplots(1, len(planes), sharey=True))
+    for axes, (title, plane) in zip(panels, planes.items(), strict=True):
+        loss = np.clip(plane.loss, low, high)
+        filled = axes.contourf(plane.x, plane.y, loss, levels, cmap=LANDSCAPE, norm=norm)
+        axes.contour(plane.x, plane.y, loss, levels, colors="white", linewidths=0.4, alpha=0.7)
+        for label, (x, y) in (marks or {"": (0.0, 0.0)}).items():
+            axes.plot(x, y, "o", color="white", markeredgecolor="black", markersize=6)
+            axes.annotate(label, (x, y), (4, 4), textcoords="offset points", color="white")
+        axes.set(title=title, xlabel="step along direction 1", aspect="equal")
+        axes.grid(False)
+    panels[0].set_ylabel("step along direction 2")
+    bar = figure.colorbar(filled, ax=list(panels), shrink=0.85, format="%.2g")
+    bar.set_label("loss (nats)")
+    return Picture(figure)
+
+
+@styled
+def plot_surface(
+    plane: Plane,
+    *,
+    title: str = "",
+    marks: Marks | None = None,
+    log: bool = True,
+    ceiling: float | None = None,
+) -> Picture:
+    """The loss over a plane as a surface: a page lets the reader turn it.
+
+    Parameters
+    ----------
+    plane : Plane
+    title : str
+    marks : mapping of label to (x, y), optional
+        Points on the surface to mark, in the plane's steps.
+    log : bool
+        Whether the height is the logarithm of the loss (base 10).
+    ceiling : float or None
+        Cut the surface off above this loss.
+    """
+    loss = plane.loss if ceiling is None else np.minimum(plane.loss, ceiling)
+    height = np.log10(np.maximum(loss, 1e-12)) if log else loss
+    points = _marked(plane, height, marks or {})
+    label = "log10 loss" if log else "loss (nats)"
+    return Picture(
+        _still(plane, height, label, title, points),
+        _interactive(plane, height, label, title, points),
+    )
+
+
+def _marked(
+    plane: Plane, height: np.ndarray, marks: Marks
+) -> list[tuple[str, float, float, float]]:
+    """Each mark with the height of the nearest grid point."""
+    points = []
+    for label, (x, y) in marks.items():
+        i, j = np.abs(plane.y - y).argmin(), np.abs(plane.x - x).argmin()
+        points.append((label, x, y, float(height[i, j])))
+    return points
+
+
+def _still(
+    plane: Plane, height: np.ndarray, label: str, title: str, points: list[Any]
+) -> Figure:
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    axes: Any = figure.add_subplot(projection="3d")
+    x, y = np.meshgrid(plane.x, plane.y)
+    axes.plot_surface(x, y, height, cmap=LANDSCAPE, rcount=80, ccount=80, linewidth=0)
+    lift = 0.02 * (height.max() - height.min())
+    for name, px, py, pz in points:
+        axes.scatter([px], [py], [pz + lift], color="black", s=22, depthshade=False)
+        axes.text(px, py, pz + 3 * lift, name, fontsize=9)
+    axes.set(xlabel="direction 1", ylabel="direction 2", zlabel=label, title=title)
+    axes.view_init(elev=35, azim=-60)
+    return figure
+
+
+def _interactive(
+    plane: Plane, height: np.ndarray, label: str, title: str, points: list[Any]
+) -> go.Figure:
+    shown = [plane.loss] if plane.accuracy is None else [plane.loss, plane.accuracy]
+    accuracy = "" if plane.accuracy is None else "<br>accuracy %{customdata[1]:.1%}"
+    surface = go.Surface(
+        x=plane.x.astype(np.float32),
+        y=plane.y.astype(np.float32),
+        z=height.astype(np.float32),
+        customdata=np.stack(shown, axis=-1).astype(np.float32),
+        hovertemplate="x %{x:.2f}, y %{y:.2f}<br>loss %{customdata[0]:.4g}"
+        + accuracy
+        + "<extra></extra>",
+        colorscale="Viridis",
+        colorbar={"title": {"text": label}, "thickness": 12, "len": 0.6, "outlinewidth": 0},
+        lighting={"ambient": 0.65, "diffuse": 0.6, "specular": 0.15, "roughness": 0.8},
+        contours={"z": {"show": True, "usecolormap": True, "project": {"z": True}}},
+    )
+    figure = go.Figure(surface)
+    if points:
+        names, xs, ys, zs = (list(column) for column in zip(*points, strict=True))
+        figure.add_trace(
+            go.Scatter3d(
+                x=xs, y=ys, z=zs, text=names, mode="markers+text", textposition="top center",
+                marker={"size": 5, "color": "#d55e00"}, hoverinfo="text", showlegend=False,
+            )
+        )  # fmt: skip
+    line = {"color": GREY, "gridcolor": "rgba(128,128,128,0.35)", "zerolinecolor": GREY}
+    axis = {**line, "showbackground": False}
+    figure.update_layout(
+        title={"text": title, "x": 0.5},
+        scene={
+            "xaxis": {**axis, "title": {"text": "direction 1"}},
+            "yaxis": {**axis, "title": {"text": "direction 2"}},
+            "zaxis": {**axis, "title": {"text": label}},
+            "camera": {"eye": {"x": 1.35, "y": -1.35, "z": 1.05}},
+            "aspectratio": {"x": 1, "y": 1, "z": 0.7},
+        },
+        font={"color": GREY},
+        paper_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 0, "r": 0, "t": 40 if title else 0, "b": 0},
+        height=480,
+        template="none",
+    )
+    return figure
