@@ -25,7 +25,8 @@ from landscape_core.geometry.noise import NoiseScale, gradient_noise_scale
 from landscape_core.geometry.paths import Path, PathProfile, Segment, barrier, path_profile
 from landscape_core.geometry.sharpness import FlatnessProfile, flatness_profile
 from landscape_core.geometry.slices import Line, Plane, line, plane
-from landscape_core.objective import Evaluation, Objective, ParameterSpace
+from landscape_core.objective import Evaluation, Objective
+from landscape_core.parameter_space import ParameterSpace
 from landscape_core.results import Eigenpairs, Estimate
 from landscape_core.show.picture import Picture
 from landscape_core.show.plots import plot_flatness, plot_paths, plot_training

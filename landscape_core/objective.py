@@ -9,10 +9,9 @@ buffers, gradients or mode.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,90 +19,22 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 
+from landscape_core.batches import (
+    Batch,
+    as_batches,
+    gather,
+    hits,
+    is_tuple,
+    map_tensors,
+    to_device,
+)
+from landscape_core.parameter_space import ParameterChoice, ParameterSpace
 from landscape_core.results import Estimate
 
 Criterion = Callable[[Any, Tensor], Tensor]
-Batch = tuple[Any, Tensor]
 BatchNormPolicy = Literal["eval", "batch", "refresh"]
-ParameterChoice = str | Sequence[str] | Callable[[str, Tensor], bool] | None
-
-
-class ParameterSpace:
-    """The parameters of a model that make up theta: their names, shapes and places.
-
-    Parameters
-    ----------
-    model : nn.Module
-    parameters : str, sequence of str, callable or None
-        A glob pattern (``"layer3.*"``), several of them, or ``choose(name, tensor) -> bool``.
-        None takes every parameter that requires a gradient. Tied parameters count once.
-
-    Raises
-    ------
-    ValueError
-        If nothing matches, or the chosen parameters are not of one real floating dtype on one
-        device.
-
-    Examples
-    --------
-    >>> space = ParameterSpace(nn.Linear(3, 2))
-    >>> space.names, space.n
-    (('weight', 'bias'), 8)
-    """
-
-    def __init__(self, model: nn.Module, parameters: ParameterChoice = None) -> None:
-        named = dict(model.named_parameters())
-        chosen = {name: p for name, p in named.items() if _is_chosen(name, p, parameters)}
-        if not chosen:
-            kind = "require a gradient" if parameters is None else f"match {parameters!r}"
-            known = ", ".join(list(named)[:6]) or "no parameters at all"
-            raise ValueError(f"no parameters {kind}; the model has {known}")
-        kinds = {(p.dtype, p.device) for p in chosen.values()}
-        if len(kinds) > 1:
-            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-            raise ValueError(f"parameters must share one dtype and device, got {found}")
-        self.dtype, self.device = kinds.pop()
-        if not self.dtype.is_floating_point:
-            raise ValueError(f"parameters must be real floating point, got {self.dtype}")
-        self.names = tuple(chosen)
-        self.shapes = tuple(p.shape for p in chosen.values())
-        self.sizes = tuple(p.numel() for p in chosen.values())
-        self.n = sum(self.sizes)
-
-    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Concatenate the named tensors into one new vector, shape (n,)."""
-        return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])
-
-    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """Name and shape the pieces of theta; they are views of it."""
-        # One split, not one slice per parameter: its derivative is one concatenation, where
-        # every slice would fill a vector of n zeros.
-        pieces = theta.split(self.sizes)
-        triples = zip(self.names, pieces, self.shapes, strict=True)
-        return {name: piece.view(shape) for name, piece, shape in triples}
-
-    def check(self, theta: Tensor, name: str = "theta") -> Tensor:
-        """Return `theta` if it is a vector of this space, else say what is wrong with it."""
-        if not isinstance(theta, Tensor) or theta.shape != (self.n,):
-            got = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
-            raise ValueError(f"{name} must be a tensor of shape ({self.n},), got {got}")
-        if theta.dtype != self.dtype or theta.device != self.device:
-            raise ValueError(
-                f"{name} must be {self.dtype} on {self.device}, "
-                f"got {theta.dtype} on {theta.device}"
-            )
-        return theta.detach()
-
-
-def _is_chosen(name: str, parameter: Tensor, choice: ParameterChoice) -> bool:
-    if choice is None:
-        return parameter.requires_grad
-    if callable(choice):
-        return bool(choice(name, parameter))
-    patterns = [choice] if isinstance(choice, str) else choice
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -185,7 +116,7 @@ class Objective:
         self.batchnorm = batchnorm
         self.space = ParameterSpace(model, parameters)
         self.theta = self.space.flatten(dict(model.named_parameters()))
-        self._data = _as_batches(batches, self.space.device)
+        self._data = as_batches(batches, self.space.device)
         self._check_first_batch()
 
     @property
@@ -206,7 +137,7 @@ class Objective:
         for inputs, targets in self._data:
             if len(targets):
                 empty = False
-                yield _to_device(inputs, self.space.device), targets.to(self.space.device)
+                yield to_device(inputs, self.space.device), targets.to(self.space.device)
         if empty:
             raise ValueError("the data are empty: at least one example is needed")
 
@@ -216,8 +147,8 @@ class Objective:
             dataset, collate = self._data.dataset, self._data.collate_fn
             inputs, targets = collate([dataset[int(i)] for i in indices])
         else:
-            inputs, targets = _gather(self._data, indices)
-        return _to_device(inputs, self.space.device), targets.to(self.space.device)
+            inputs, targets = gather(self._data, indices)
+        return to_device(inputs, self.space.device), targets.to(self.space.device)
 
     # --- the loss and its derivatives ------------------------------------------------------
 
@@ -288,21 +219,21 @@ class Objective:
         """
         theta = self._at(theta)
         statistics = self.statistics(theta)
-        losses, hits = [], []
+        losses, correct = [], []
         with torch.no_grad():
             for inputs, targets in self.batches():
                 with self._modes():
                     outputs = self._outputs(theta, inputs, statistics)
                 losses.append(self._split_loss(outputs, targets))
-                hits.append(_hits(outputs, targets))
-        labelled = [batch_hits for batch_hits in hits if batch_hits is not None]
-        correct = torch.cat(labelled) if len(labelled) == len(hits) else None
-        return torch.cat(losses), correct
+                correct.append(hits(outputs, targets))
+        labelled = [of_batch for of_batch in correct if of_batch is not None]
+        complete = len(labelled) == len(correct)
+        return torch.cat(losses), torch.cat(labelled) if complete else None
 
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
         """Loss and accuracy at theta, each with its standard error over the examples."""
-        losses, hits = self.example_values(theta)
-        accuracy = None if hits is None else Estimate.of(hits)
+        losses, correct = self.example_values(theta)
+        accuracy = None if correct is None else Estimate.of(correct)
         return Evaluation(Estimate.of(losses), accuracy)
 
     def per_example_gradients(
@@ -319,7 +250,7 @@ class Objective:
         statistics = self.statistics(theta)
 
         def loss(theta: Tensor, inputs: Any, target: Tensor) -> Tensor:
-            single = _map_tensors(lambda x: x.unsqueeze(0), inputs), target.unsqueeze(0)
+            single = map_tensors(lambda x: x.unsqueeze(0), inputs), target.unsqueeze(0)
             return self.batch_loss(theta, single, statistics)
 
         per_example = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)
@@ -361,7 +292,7 @@ class Objective:
         state = {**self.space.unflatten(theta), **buffers}
         if isinstance(inputs, Mapping):
             return functional_call(self.model, state, (), dict(inputs))
-        return functional_call(self.model, state, inputs if _is_tuple(inputs) else (inputs,))
+        return functional_call(self.model, state, inputs if is_tuple(inputs) else (inputs,))
 
     @contextmanager
     def _modes(self, batch_statistics: bool | None = None) -> Iterator[None]:
@@ -387,9 +318,9 @@ class Objective:
                 outputs = self._outputs(theta, inputs, statistics)
             loss = loss + self.criterion(outputs, targets).double() * len(targets)
             count += len(targets)
-            hits = _hits(outputs, targets) if accuracy else None
-            if hits is not None:
-                correct = correct + hits.sum()
+            right = hits(outputs, targets) if accuracy else None
+            if right is not None:
+                correct = correct + right.sum()
                 labelled += len(targets)
         return loss / count, correct / count if labelled == count else None
 
@@ -397,7 +328,7 @@ class Objective:
         """Loss of each example of a batch, from the outputs of the whole batch."""
 
         def one(output: Any, target: Tensor) -> Tensor:
-            single = _map_tensors(lambda x: x.unsqueeze(0), output)
+            single = map_tensors(lambda x: x.unsqueeze(0), output)
             return self.criterion(single, target.unsqueeze(0))
 
         return vmap(one)(outputs, targets)
@@ -424,84 +355,3 @@ class Objective:
                 f"criterion must be the mean over examples, got their sum ({value:.4g}, "
                 f"where the mean is {mean:.4g}): use reduction='mean'"
             )
-
-
-# --- containers of batches -----------------------------------------------------------------
-
-
-def _as_batches(batches: Any, device: torch.device) -> list[Batch] | Iterable[Batch]:
-    if isinstance(batches, DataLoader):
-        if isinstance(batches.sampler, RandomSampler):
-            raise ValueError(
-                "the DataLoader shuffles, so L(theta) would change from pass to pass: "
-                "make it with shuffle=False"
-            )
-        return batches
-    if _is_tuple(batches) and len(batches) == 2 and isinstance(batches[1], Tensor):
-        batches = [batches]
-    if not isinstance(batches, Sequence):
-        raise TypeError(
-            "batches must be an (inputs, targets) pair, a list of pairs or a DataLoader, "
-            f"got {type(batches).__name__}"
-        )
-    for index, batch in enumerate(batches):
-        pair = _is_tuple(batch) and len(batch) == 2 and isinstance(batch[1], Tensor)
-        if not pair or batch[1].ndim == 0:
-            raise TypeError(f"batch {index} must be (inputs, targets) with a tensor of targets")
-    return [(_to_device(inputs, device), targets.to(device)) for inputs, targets in batches]
-
-
-def _is_tuple(value: Any) -> bool:
-    return isinstance(value, tuple | list)
-
-
-def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _map_tensors(function, item) for key, item in value.items()}
-    if _is_tuple(value):
-        return tuple(_map_tensors(function, item) for item in value)
-    return value
-
-
-def _to_device(inputs: Any, device: torch.device) -> Any:
-    return _map_tensors(lambda x: x.to(device, non_blocking=True), inputs)
-
-
-def _gather(batches: Iterable[Batch], indices: Tensor) -> Batch:
-    """Pick examples, numbered through all batches, into one batch."""
-    batches = list(batches)
-    ends = torch.tensor([len(targets) for _, targets in batches]).cumsum(0)
-    indices = indices.cpu()
-    if len(batches) == 1:
-        pieces = [batches[0]]
-        local = [indices]
-    else:
-        owner = torch.searchsorted(ends, indices, right=True)
-        starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-        used = owner.unique().tolist()
-        pieces = [batches[b] for b in used]
-        local = [indices[owner == b] - starts[b] for b in used]
-    picked = [
-        _map_tensors(lambda x, rows=rows: x[rows.to(x.device)], piece)
-        for piece, rows in zip(pieces, local, strict=True)
-    ]
-    return _concatenate([inputs for inputs, _ in picked]), torch.cat([y for _, y in picked])
-
-
-def _concatenate(values: list[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, Mapping):
-        return {key: _concatenate([value[key] for value in values]) for key in first}
-    if _is_tuple(first):
-        return tuple(_concatenate(list(items)) for items in zip(*values, strict=True))
-    return torch.cat(values)
-
-
-def _hits(outputs: Any, targets: Tensor) -> Tensor | None:
-    """Whether each example is classified correctly; None where targets are not labels."""
-    labels = not targets.is_floating_point() and targets.ndim == 1
-    if not labels or not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        return None
-    return (outputs.argmax(1) == targets).double()

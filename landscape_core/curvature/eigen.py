@@ -90,9 +90,8 @@ def top_eigenpairs(
         # Asking whether it is done waits for the device: not at every step.
         if basis.size < k or not (full or last or basis.size % 5 == 0):
             continue
-        values, rotation, residuals = _ritz(basis)
+        values, rotation, residuals, floor = _ritz(basis)
         wanted = _order(values, which)[:k]
-        floor = 10 * torch.finfo(values.dtype).eps * values.abs().max()
         converged = residuals[wanted] <= (tol * values[wanted].abs()).clamp_min(floor)
         if bool(converged.all()) or last or basis.size == n:
             break
@@ -103,15 +102,17 @@ def top_eigenpairs(
     return Eigenpairs(values[wanted], vectors, residuals[wanted], converged, spent)
 
 
-def _ritz(basis: KrylovBasis) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of T, its eigenvectors, and the residuals |A Qs - Qs value|."""
+def _ritz(basis: KrylovBasis) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Eigenvalues of T, its eigenvectors, the residuals |A Qs - Qs value|, and their floor."""
     projected = basis.projected
     if not bool(torch.isfinite(projected).all()):
         raise FloatingPointError(
             "a product of the operator is not finite: theta or the data hold nan or inf"
         )
     values, rotation = torch.linalg.eigh(projected)
-    return values, rotation, basis.coupling * rotation[-1].abs()
+    # The decomposition holds to rounding, so no residual can be claimed to be below it.
+    floor = 10 * torch.finfo(values.dtype).eps * float(values.abs().max())
+    return values, rotation, (basis.coupling * rotation[-1].abs()).clamp_min(floor), floor
 
 
 def _order(values: Tensor, which: Which) -> Tensor:

@@ -35,10 +35,10 @@ class KrylovBasis:
         self.operator = operator
         self.capacity = capacity
         self.size = 0
-        options = {"dtype": operator.dtype, "device": operator.device}
-        self._vectors = torch.zeros(capacity + 1, operator.n, **options)  # rows: contiguous
-        self._projected = torch.zeros(capacity, capacity, **options)
-        self._couplings = torch.zeros(capacity, **options)
+        start = torch.zeros(operator.n, dtype=operator.dtype, device=operator.device)
+        self._vectors = start.new_zeros(capacity + 1, operator.n)  # rows: contiguous
+        self._projected = start.new_zeros(capacity, capacity)
+        self._couplings = start.new_zeros(capacity)
         self._rng = rng
         start = self._random()
         self._vectors[0] = start / start.norm()

@@ -28,10 +28,10 @@ def probe(
     >>> probe(4, torch.float32, generator(0, torch.device("cpu"))).abs()
     tensor([1., 1., 1., 1.])
     """
+    if distribution not in get_args(Distribution):
+        options = " or ".join(map(repr, get_args(Distribution)))
+        raise ValueError(f"distribution must be {options}, got {distribution!r}")
     if distribution == "rademacher":
         bits = torch.randint(0, 2, (n,), generator=rng, device=rng.device)
         return bits.to(dtype) * 2 - 1
-    if distribution == "gaussian":
-        return torch.randn(n, generator=rng, device=rng.device, dtype=dtype)
-    options = " or ".join(map(repr, get_args(Distribution)))
-    raise ValueError(f"distribution must be {options}, got {distribution!r}")
+    return torch.randn(n, generator=rng, device=rng.device, dtype=dtype)

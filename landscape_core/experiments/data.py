@@ -311,16 +311,20 @@ def _from_arrays(name: str, arrays: Arrays, subset: Subset, seed: int) -> Images
         digest.update(np.ascontiguousarray(arrays[key]).data)
     mean, std = _channel_statistics(arrays["train_images"])
     sizes = subset if isinstance(subset, tuple) else (subset, None)
-    splits = []
+    splits = {}
     for part, size in zip(("train", "test"), sizes, strict=True):
         pixels, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         rows = _stratified(labels, size, seed, part)
-        splits.append(
-            Split(_normalize(pixels[rows], mean, std), torch.from_numpy(labels[rows]))
-        )
-    classes = 1 + int(max(arrays["train_labels"].max(), arrays["test_labels"].max()))
+        inputs = _normalize(pixels[rows], mean, std)
+        splits[part] = Split(inputs, torch.from_numpy(labels[rows]))
     return Images(
-        name, *splits, classes, tuple(mean.tolist()), tuple(std.tolist()), digest.hexdigest()
+        name=name,
+        train=splits["train"],
+        test=splits["test"],
+        classes=1 + int(max(arrays["train_labels"].max(), arrays["test_labels"].max())),
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        sha256=digest.hexdigest(),
     )
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from landscape_core.curvature.probes import Seed, generator, probe
-from landscape_core.objective import Objective, ParameterSpace
+from landscape_core.objective import Objective
+from landscape_core.parameter_space import ParameterSpace
 
 Normalization = Literal["filter", "layer", "none"]
 
@@ -74,6 +75,7 @@ def _match_norms(
             matched[name] = torch.zeros_like(d)
             continue
         axes = tuple(range(1 if normalize == "filter" else 0, w.ndim))
-        d_norm = d.norm(dim=axes, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
-        matched[name] = d * (w.norm(dim=axes, keepdim=True) / d_norm)
+        w_norm = torch.linalg.vector_norm(w, dim=axes, keepdim=True)
+        d_norm = torch.linalg.vector_norm(d, dim=axes, keepdim=True)
+        matched[name] = d * (w_norm / d_norm)
     return space.flatten(matched)

@@ -99,7 +99,7 @@ def plot_paths(profiles: Mapping[str, PathProfile], examples: str = "examples") 
     """
     labelled = all(profile.accuracy is not None for profile in profiles.values())
     figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, 2 if labelled else 1))
+    panels = figure.subplots(1, 2 if labelled else 1, squeeze=False)[0]
     for name, look in looks(profiles).items():
         profile = profiles[name]
         _band(panels[0], profile.t, profile.loss, profile.loss_stderr, name, look)

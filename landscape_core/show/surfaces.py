@@ -40,7 +40,7 @@ def plot_contours(
     figure = Figure(
         figsize=(WIDTH, 0.9 + 2.9 * (2 / max(2, len(planes)))), layout="constrained"
     )
-    panels = np.atleast_1d(figure.subplots(1, len(planes), sharey=True))
+    panels = figure.subplots(1, len(planes), sharey=True, squeeze=False)[0]
     for axes, (title, plane) in zip(panels, planes.items(), strict=True):
         loss = np.clip(plane.loss, low, high)
         filled = axes.contourf(plane.x, plane.y, loss, levels, cmap=LANDSCAPE, norm=norm)
