@@ -27,9 +27,9 @@ from landscape_core.geometry.sharpness import FlatnessProfile, flatness_profile
 from landscape_core.geometry.slices import Line, Plane, line, plane
 from landscape_core.objective import Evaluation, Objective
 from landscape_core.parameter_space import ParameterSpace
-from landscape_core.results import Eigenpairs, Estimate
+from landscape_core.results import Eigenpairs, Estimate, with_error
 from landscape_core.show.picture import Picture
-from landscape_core.show.plots import plot_flatness, plot_paths, plot_training
+from landscape_core.show.plots import plot_flatness, plot_images, plot_paths, plot_training
 from landscape_core.show.surfaces import plot_contours, plot_surface
 from landscape_core.show.tables import summary_table
 
@@ -71,6 +71,7 @@ __all__ = [
     "plane",
     "plot_contours",
     "plot_flatness",
+    "plot_images",
     "plot_paths",
     "plot_surface",
     "plot_training",
@@ -79,4 +80,5 @@ __all__ = [
     "top_eigenpairs",
     "trace",
     "train",
+    "with_error",
 ]

@@ -23,6 +23,8 @@ def with_error(value: float, stderr: float) -> str:
     '(1.23 ± 0.13)e-05'
     >>> with_error(3.0, 0.0)
     '3 ± 0'
+    >>> with_error(5115.0, 662.0)
+    '5100 ± 700'
     """
     if not (math.isfinite(value) and math.isfinite(stderr)) or stderr <= 0:
         return f"{value:.4g} ± {stderr:.1g}"
@@ -33,8 +35,10 @@ def with_error(value: float, stderr: float) -> str:
     value, stderr = value / 10.0**power, stderr / 10.0**power
     first_digit = math.floor(math.log10(stderr))
     digits = 2 if stderr / 10.0**first_digit < 1.95 else 1
-    decimals = max(0, digits - 1 - first_digit)
-    text = f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
+    decimals = digits - 1 - first_digit
+    value, stderr = round(value, decimals), round(stderr, decimals)
+    shown = max(0, decimals)
+    text = f"{value:.{shown}f} ± {stderr:.{shown}f}"
     return text if power == 0 else f"({text})e{power:+03d}"
 
 

@@ -50,10 +50,7 @@ class NoiseScale:
         return self.gradient_squared.value > 3 * self.gradient_squared.stderr
 
     def __str__(self) -> str:
-        note = (
-            "" if self.determined else " (undetermined: |G|² does not stand out of its noise)"
-        )
-        return f"{self.scale} examples{note}"
+        return f"{self.scale}" if self.determined else f"{self.scale} (undetermined)"
 
 
 def gradient_noise_scale(

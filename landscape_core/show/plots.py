@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from landscape_core.experiments.data import Split
 from landscape_core.experiments.training import History
 from landscape_core.geometry.paths import PathProfile
 from landscape_core.geometry.sharpness import FlatnessProfile
@@ -17,6 +18,33 @@ from landscape_core.show.picture import Picture
 from landscape_core.show.style import WIDTH, looks, styled
 
 Z95 = 1.96  # half width of a 95 % normal interval, in standard errors
+
+
+@styled
+def plot_images(split: Split, count: int = 12) -> Picture:
+    """Show the first images of a split with their labels.
+
+    Parameters
+    ----------
+    split : Split
+    count : int
+        How many, at least 1; in one row of at most 12.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    count = min(count, split.examples)
+    columns = min(count, 12)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(WIDTH, 0.85 * rows * 12 / columns), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, pixels, label in zip(grid, split.inputs[:count], split.targets, strict=False):
+        low, high = pixels.min(), pixels.max().clamp_min(pixels.min() + 1e-6)
+        image = ((pixels - low) / (high - low)).permute(1, 2, 0).numpy()  # (H, W, C)
+        axes.imshow(image.squeeze(), cmap="gray_r" if image.shape[2] == 1 else None)
+        axes.set_title(str(int(label)), fontsize=9)
+    return Picture(figure)
 
 
 @styled
@@ -38,53 +66,78 @@ def plot_training(histories: Mapping[str, History]) -> Picture:
 @styled
 def plot_flatness(
     profiles: Mapping[str, FlatnessProfile],
-    quadratic: Mapping[str, tuple[Estimate, int]] | None = None,
+    traces: Mapping[str, tuple[Estimate, int]] | None = None,
 ) -> Picture:
     """Stems of the mean loss rise at each radius, with 95 % intervals over directions.
 
     Parameters
     ----------
     profiles : mapping of name to FlatnessProfile
-    quadratic : mapping of name to (trace of the Hessian, n), optional
-        Draws what a quadratic loss would do, ``radius^2 * trace / (2 n)``, with the trace's
-        95 % interval as a band.
+    traces : mapping of name to (trace of the Hessian, n), optional
+        Adds what a quadratic loss would do, ``radius^2 * trace / (2 n)``, as dashed lines, and
+        a second panel with the measured rise over that prediction. Its intervals combine the
+        errors of both.
     """
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots()
-    names = list(profiles)
-    for i, (name, look) in enumerate(looks(names).items()):
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+    panels = figure.subplots(1, 2 if traces else 1, squeeze=False)[0]
+    for i, (name, look) in enumerate(looks(profiles).items()):
         profile = profiles[name]
         # Networks side by side at one radius: a shift of a few percent on the log axis.
-        x = profile.radii * 1.05 ** (i - (len(names) - 1) / 2)
-        rises = profile.rises
-        mean = np.array([rise.value for rise in rises])
-        half = np.array([rise.interval()[1] - rise.value for rise in rises])
-        axes.vlines(x, 0, mean, color=look["color"], alpha=0.6)
-        axes.errorbar(
-            x, mean, yerr=half, fmt=look["marker"], color=look["color"], capsize=2.5, label=name
-        )
-        if quadratic and name in quadratic:
-            _quadratic(axes, profile.radii, *quadratic[name], look=look)
-    axes.axhline(0, color="#555555", linewidth=0.8)
-    axes.set(
-        xscale="log",
-        yscale="symlog",
-        xlabel="radius of the perturbation (l2 norm over all parameters)",
-        ylabel="rise of the loss (nats)",
-    )
-    smallest = min(abs(rise.value) for p in profiles.values() for rise in p.rises)
-    axes.set_yscale("symlog", linthresh=max(smallest, 1e-6))
-    axes.legend(title="mean and 95 % interval over directions", title_fontsize=9)
+        x = profile.radii * 1.07 ** (i - (len(profiles) - 1) / 2)
+        mean = np.array([rise.value for rise in profile.rises])
+        stderr = np.array([rise.stderr for rise in profile.rises])
+        _stems(panels[0], x, mean, stderr, name, look)
+        if traces and name in traces:
+            trace, n = traces[name]
+            predicted = profile.radii**2 * trace.value / (2 * n)
+            panels[0].plot(x, predicted, color=look["color"], linewidth=1, linestyle="--")
+            ratio = mean / predicted
+            error = np.abs(ratio) * np.hypot(stderr / mean, trace.relative_error)
+            colour, marker = look["color"], look["marker"]
+            panels[1].errorbar(x, ratio, Z95 * error, color=colour, marker=marker, linewidth=1)
+    means = np.array([rise.value for p in profiles.values() for rise in p.rises])
+    if (means > 0).all():
+        panels[0].set_yscale("log")
+        panels[0].set_ylim(means.min() / 3, means.max() * 3)
+    else:  # some directions go down: both signs on one axis, linear around zero
+        panels[0].set_yscale("symlog", linthresh=float(np.abs(means).max()) * 1e-4)
+        panels[0].axhline(0, color="#555555", linewidth=0.8)
+    panels[0].set_ylabel("rise of the loss (nats)")
+    if traces:
+        panels[1].axhline(1, color="#555555", linewidth=0.8, linestyle="--")
+        panels[1].set(ylabel="measured / predicted", yscale="log")
+        panels[1].yaxis.set_major_formatter("{x:g}")
+    for axes in panels:
+        axes.set(xscale="log", xlabel="radius (l2 norm, all weights)")
+    _legend_above(figure, panels[0], "mean and 95 % interval over directions")
     return Picture(figure)
 
 
-def _quadratic(
-    axes: Axes, radii: np.ndarray, trace: Estimate, n: int, look: Mapping[str, str]
+def _stems(
+    axes: Axes,
+    x: np.ndarray,
+    mean: np.ndarray,
+    stderr: np.ndarray,
+    name: str,
+    look: Mapping[str, str],
 ) -> None:
-    x = np.geomspace(radii.min(), radii.max(), 200)
-    low, high = (bound * x**2 / (2 * n) for bound in trace.interval())
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
-    axes.plot(x, trace.value * x**2 / (2 * n), color=look["color"], linewidth=1, linestyle="--")
+    colour, marker = look["color"], look["marker"]
+    axes.vlines(x, np.minimum(mean, 0), np.maximum(mean, 0), color=colour, alpha=0.6)
+    axes.errorbar(
+        x, mean, Z95 * stderr, color=colour, marker=marker, linestyle="none", label=name
+    )
+
+
+def _legend_above(figure: Figure, axes: Axes, title: str) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=len(labels),
+        title=title,
+        title_fontsize=9,
+    )
 
 
 @styled
@@ -106,7 +159,7 @@ def plot_paths(profiles: Mapping[str, PathProfile], examples: str = "examples") 
         if profile.accuracy is not None and profile.accuracy_stderr is not None and labelled:
             _band(panels[1], profile.t, profile.accuracy, profile.accuracy_stderr, name, look)
     panels[0].set_ylabel("loss (nats)")
-    panels[0].legend(title=f"band: 95 % over {examples}", title_fontsize=9)
+    _legend_above(figure, panels[0], f"band: 95 % over {examples}")
     if labelled:
         panels[1].set_ylabel("accuracy")
         panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))

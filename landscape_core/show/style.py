@@ -39,6 +39,7 @@ def style() -> Iterator[None]:
         "legend.fontsize": 9,
         "lines.linewidth": 1.8,
         "lines.markersize": 5,
+        "errorbar.capsize": 2.5,
         "figure.dpi": 100,
         "savefig.dpi": DPI,
         "savefig.facecolor": "white",

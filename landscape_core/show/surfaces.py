@@ -51,7 +51,10 @@ def plot_contours(
         axes.set(title=title, xlabel="step along direction 1", aspect="equal")
         axes.grid(False)
     panels[0].set_ylabel("step along direction 2")
-    bar = figure.colorbar(filled, ax=list(panels), shrink=0.85, format="%.2g")
+    bar = figure.colorbar(filled, ax=list(panels), shrink=0.85)
+    if log:
+        powers = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+        bar.set_ticks(powers.tolist(), labels=[f"{power:g}" for power in powers])
     bar.set_label("loss (nats)")
     return Picture(figure)
 

@@ -11,6 +11,8 @@ import pandas as pd
 def summary_table(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """One column per network, one row per quantity; estimates print with their errors.
 
+    A quantity that a network lacks is shown as a dash.
+
     Examples
     --------
     >>> from landscape_core.results import Estimate
@@ -19,12 +21,11 @@ def summary_table(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     trace       41.3 ± 0.2
     parameters       9,034
     """
-    return pd.DataFrame(
-        {
-            name: {row: _write(value) for row, value in rows.items()}
-            for name, rows in columns.items()
-        }
-    )
+    written = {
+        name: {row: _write(value) for row, value in rows.items()}
+        for name, rows in columns.items()
+    }
+    return pd.DataFrame(written).fillna("–")
 
 
 def _write(value: Any) -> str:

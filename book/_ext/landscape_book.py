@@ -1,0 +1,166 @@
+"""What the book needs of Sphinx beyond Jupyter Book.
+
+1. Notebooks are executed again when the package changes, not only when their cells do.
+2. Interactive figures become a still that the browser replaces by the live figure.
+3. The site asks nothing of other servers: MathJax and plotly.js are copied into it.
+4. The repository's address is read from pyproject.toml, its one place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tomllib
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import plotly
+from docutils import nodes
+from myst_nb.core import render
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+import landscape_core
+
+ROOT = Path(__file__).resolve().parents[2]
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+
+
+# --- 1. outputs follow the package ------------------------------------------------------------
+
+
+def package_hash() -> str:
+    """SHA-256 of every file of the package that a notebook's output can depend on."""
+    folder = Path(landscape_core.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def add_package_hash(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Put the hash into a hidden first cell: the cache of outputs is keyed on the cells."""
+    comment = f"# landscape_core {package_hash()}"
+    text = content[0]
+    if app.env.doc2path(docname).endswith(".ipynb"):
+        notebook = nbformat.reads(text, as_version=4)
+        cell = nbformat.v4.new_code_cell(comment, metadata={"tags": ["remove-cell"]}, id="hash")
+        notebook.cells.insert(0, cell)
+        content[0] = nbformat.writes(notebook)
+    elif text.startswith("---\nfile_format: mystnb"):
+        end = text.index("---\n", 4) + 4
+        cell = f"```{{code-cell}} ipython3\n:tags: [remove-cell]\n{comment}\n```\n"
+        content[0] = f"{text[:end]}\n{cell}{text[end:]}"
+
+
+def outdated_notebooks(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """Have Sphinx read all notebooks again when the package is not the one they ran with."""
+    current, known = package_hash(), getattr(env, "landscape_package_hash", None)
+    env.landscape_package_hash = current  # type: ignore[attr-defined]
+    if current == known:
+        return []
+    return [name for name in env.found_docs if name == "index" or name.startswith("notebooks/")]
+
+
+# --- 2. interactive figures -------------------------------------------------------------------
+
+
+class PlotlyRenderer(render.MimeRenderPlugin):  # type: ignore[misc]
+    """Write a plotly figure into the page as data; _static/landscape.js draws it."""
+
+    @staticmethod
+    def handle_mime(
+        renderer: render.NbElementRenderer, data: render.MimeData, inline: bool
+    ) -> list[nodes.Element] | None:
+        """Return the nodes of a plotly output, None for any other."""
+        if inline or data.mime_type != PLOTLY_MIME:
+            return None
+        figure = json.dumps(data.content, separators=(",", ":")).replace("</", "<\\/")
+        height = data.content.get("layout", {}).get("height", 450)
+        html = (
+            f'<div class="landscape-live" style="min-height:{height}px" role="img" '
+            'aria-label="Interactive figure: drag to turn, scroll to zoom">'
+            f'<script type="application/json">{figure}</script></div>'
+        )
+        return [nodes.raw("", html, format="html")]
+
+
+class KeepStill(SphinxPostTransform):
+    """Let the still of an interactive figure travel with it, for print and without scripts."""
+
+    default_priority = 3  # before myst-nb picks one type of each output, at 4
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Copy the image next to the live figure."""
+        for bundle in list(self.document.findall(nodes.container)):
+            by_type = {child.get("mime_type"): child for child in bundle.children}
+            if PLOTLY_MIME in by_type and "image/png" in by_type:
+                still = nodes.container(classes=["landscape-still"])
+                still += [child.deepcopy() for child in by_type["image/png"].children]
+                by_type[PLOTLY_MIME] += still
+
+
+# --- 3. nothing from other servers ------------------------------------------------------------
+
+
+def copy_assets(app: Sphinx, error: Exception | None) -> None:
+    """Copy MathJax (one script and its fonts) and plotly.js into the built site."""
+    if error is not None or app.builder.name != "html":
+        return
+    output = Path(app.outdir)
+    for file in files("sphinx-mathjax-offline") or []:
+        path = str(file)
+        if "/mathjax/" in path and (path.endswith("/tex-chtml.js") or "/woff-v2/" in path):
+            target = output / "_static" / "mathjax" / path.split("/mathjax/")[1]
+            _copy(Path(str(file.locate())), target)
+    # Not in _static: what lies there is loaded on every page, and plotly.js is large.
+    source = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    _copy(source, output / "plotly" / "plotly.min.js")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def drop_thebe(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Drop the scripts of thebe (live kernels through another server), which is not used."""
+    for kind in ("script_files", "css_files"):
+        if kind in context:
+            context[kind] = [file for file in context[kind] if "thebe" not in str(file)]
+
+
+# --- 4. the repository ------------------------------------------------------------------------
+
+
+def set_repository(app: Sphinx, config: Any) -> None:
+    """Give the theme's buttons the address that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    config.html_theme_options["repository_url"] = project["urls"]["Repository"]
+    config.version = config.release = project["version"]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register all of it with Sphinx."""
+    os.environ["TQDM_DISABLE"] = "1"  # progress bars are for people who wait
+    # myst-nb finds its renderers by entry points and keeps them in one cached list: join it.
+    render.load_mime_renders().append(PlotlyRenderer)
+    app.connect("config-inited", set_repository)
+    app.connect("source-read", add_package_hash)
+    app.connect("env-get-outdated", outdated_notebooks)
+    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("build-finished", copy_assets)
+    app.add_post_transform(KeepStill)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}

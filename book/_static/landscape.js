@@ -1,0 +1,44 @@
+// Interactive figures. Each waits as data inside its page; plotly.js (served from this site) is
+// fetched when the first one comes into view, and the still picture then gives way to it.
+(() => {
+  const root = document.documentElement.dataset.content_root || "./";
+  let library = null;
+
+  const loadPlotly = () =>
+    (library ??= new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = new URL(`${root}plotly/plotly.min.js`, document.baseURI);
+      script.onload = () => resolve(window.Plotly);
+      script.onerror = () => reject(new Error("plotly.min.js could not be read"));
+      document.head.append(script);
+    }));
+
+  const draw = async (place) => {
+    const figure = JSON.parse(place.querySelector("script").textContent);
+    const plotly = await loadPlotly();
+    const target = document.createElement("div");
+    place.append(target);
+    const narrow = place.clientWidth < 500;
+    const layout = { ...figure.layout, autosize: true, height: narrow ? 380 : figure.layout.height };
+    delete layout.width;
+    const data = figure.data.map((trace) => (narrow ? { ...trace, showscale: false } : trace));
+    await plotly.newPlot(target, data, layout, { responsive: true, displaylogo: false });
+    place.parentElement.classList.add("landscape-drawn");
+    place.dataset.ready = "true";
+  };
+
+  const start = () => {
+    const seen = new IntersectionObserver(
+      (entries) =>
+        entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
+          seen.unobserve(entry.target);
+          draw(entry.target).catch((error) => console.error(error));
+        }),
+      { rootMargin: "400px" }
+    );
+    document.querySelectorAll(".landscape-live").forEach((place) => seen.observe(place));
+  };
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
+})();
