@@ -19,7 +19,13 @@ from landscape_core.curvature.trace import trace
 from landscape_core.experiments.data import Images, Split, images, load
 from landscape_core.experiments.models import MLP, SmallCNN
 from landscape_core.experiments.parameters import ParameterError, check_parameters
-from landscape_core.experiments.training import History, TrainConfig, TrainingState, train
+from landscape_core.experiments.training import (
+    EpochRecord,
+    History,
+    TrainConfig,
+    TrainingState,
+    train,
+)
 from landscape_core.geometry.directions import random_directions
 from landscape_core.geometry.noise import NoiseScale, gradient_noise_scale
 from landscape_core.geometry.paths import Path, PathProfile, Segment, barrier, path_profile
@@ -38,6 +44,7 @@ __version__ = version("landscape-core")
 __all__ = [
     "MLP",
     "Eigenpairs",
+    "EpochRecord",
     "Estimate",
     "Evaluation",
     "FlatnessProfile",

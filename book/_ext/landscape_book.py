@@ -149,12 +149,17 @@ def set_repository(app: Sphinx, config: Any) -> None:
     """Give the theme's buttons the address that pyproject.toml names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     config.html_theme_options["repository_url"] = project["urls"]["Repository"]
+    for button in ("repository", "issues", "edit_page"):
+        config.html_theme_options[f"use_{button}_button"] = True
     config.version = config.release = project["version"]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it with Sphinx."""
     os.environ["TQDM_DISABLE"] = "1"  # progress bars are for people who wait
+    # The chapters' networks are small: a second thread gains little, and where the cores are
+    # shared with another process, waiting for it costs minutes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # myst-nb finds its renderers by entry points and keeps them in one cached list: join it.
     render.load_mime_renders().append(PlotlyRenderer)
     app.connect("config-inited", set_repository)
