@@ -141,8 +141,13 @@ class Eigenpairs:
         }
         return pd.DataFrame(columns, index=pd.RangeIndex(1, len(self) + 1, name="pair"))
 
-    def __str__(self) -> str:
+    @property
+    def written(self) -> list[str]:
+        """Each eigenvalue with its residual, as text."""
         pairs = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
-        numbers = ", ".join(with_error(value, residual) for value, residual in pairs)
+        return [with_error(value, residual) for value, residual in pairs]
+
+    def __str__(self) -> str:
         done = int(self.converged.sum())
-        return f"{numbers} ({done} of {len(self)} converged, {self.matvecs} products)"
+        note = f"{done} of {len(self)} converged, {self.matvecs} products"
+        return f"{', '.join(self.written)} ({note})"

@@ -215,13 +215,13 @@ def _cached(name: str, folder: Path) -> Arrays:
 def _read(path: Path) -> Arrays:
     remedy = "delete it to download it again, or put a good copy in its place"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in KEYS if key not in file]
-            if missing:
-                raise ValueError(f"{path} lacks the arrays {missing}: {remedy}")
-            arrays = {key: file[key] for key in KEYS}
-    except (BadZipFile, EOFError, OSError) as error:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in KEYS if key in file}
+    except (BadZipFile, EOFError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    missing = [key for key in KEYS if key not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks the arrays {missing}: {remedy}")
     _check_arrays(arrays, str(path))
     if arrays["train_images"].dtype != np.uint8 or arrays["train_images"].ndim != 4:
         raise ValueError(f"{path} must hold images as uint8 (N, H, W, C): {remedy}")

@@ -45,12 +45,22 @@ class NoiseScale:
         """Whether the gradient stands out from its own noise by three standard errors.
 
         Where it does not (close to a minimum), the scale is a ratio to something that may be
-        zero, and neither the ratio nor its error means much.
+        zero; neither the ratio nor its error means much, and only :attr:`at_least` is stated.
         """
         return self.gradient_squared.value > 3 * self.gradient_squared.stderr
 
+    @property
+    def at_least(self) -> float:
+        """A number that the scale exceeds with a confidence of 95 % or more; 0 if unknown.
+
+        The lower end of Tr Sigma over the upper end of |G|^2, each at a one-sided 97.5 %.
+        """
+        low = self.covariance_trace.interval()[0]
+        high = self.gradient_squared.interval()[1]
+        return max(0.0, low / high) if high > 0 else 0.0
+
     def __str__(self) -> str:
-        return f"{self.scale}" if self.determined else f"{self.scale} (undetermined)"
+        return f"{self.scale}" if self.determined else f"above {self.at_least:.2g}"
 
 
 def gradient_noise_scale(

@@ -107,6 +107,8 @@ def plot_flatness(
         panels[1].axhline(1, color="#555555", linewidth=0.8, linestyle="--")
         panels[1].set(ylabel="measured / predicted", yscale="log")
         panels[1].yaxis.set_major_formatter("{x:g}")
+        panels[1].yaxis.set_minor_formatter("{x:g}")
+        panels[1].tick_params(axis="y", which="minor", labelsize=7)
     for axes in panels:
         axes.set(xscale="log", xlabel="radius (l2 norm, all weights)")
     _legend_above(figure, panels[0], "mean and 95 % interval over directions")

@@ -15,6 +15,7 @@ from landscape_core.show.picture import Picture
 from landscape_core.show.style import LANDSCAPE, WIDTH, styled
 
 GREY = "#808080"  # legible on a white page and on a dark one
+MARK = "#d55e00"  # the colour-blind palette's vermilion
 Marks = Mapping[str, tuple[float, float]]
 
 
@@ -137,14 +138,8 @@ def _interactive(
         contours={"z": {"show": True, "usecolormap": True, "project": {"z": True}}},
     )
     figure = go.Figure(surface)
-    if points:
-        names, xs, ys, zs = (list(column) for column in zip(*points, strict=True))
-        figure.add_trace(
-            go.Scatter3d(
-                x=xs, y=ys, z=zs, text=names, mode="markers+text", textposition="top center",
-                marker={"size": 5, "color": "#d55e00"}, hoverinfo="text", showlegend=False,
-            )
-        )  # fmt: skip
+    for pin in _pins(points, height):
+        figure.add_trace(pin)
     line = {"color": GREY, "gridcolor": "rgba(128,128,128,0.35)", "zerolinecolor": GREY}
     axis = {**line, "showbackground": False}
     figure.update_layout(
@@ -153,7 +148,7 @@ def _interactive(
             "xaxis": {**axis, "title": {"text": "direction 1"}},
             "yaxis": {**axis, "title": {"text": "direction 2"}},
             "zaxis": {**axis, "title": {"text": label}},
-            "camera": {"eye": {"x": 1.35, "y": -1.35, "z": 1.05}},
+            "camera": {"eye": {"x": 1.15, "y": -1.2, "z": 0.95}},
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
         },
         font={"color": GREY},
@@ -163,3 +158,25 @@ def _interactive(
         template="none",
     )
     return figure
+
+
+def _pins(points: list[Any], height: np.ndarray) -> list[go.Scatter3d]:
+    """Mark points on a surface by pins that stand out of its pits, named at their heads."""
+    top = float(height.max())
+    pins = []
+    for name, x, y, z in points:
+        pin = go.Scatter3d(
+            x=[x, x],
+            y=[y, y],
+            z=[z, max(top, z + 0.2 * (top - float(height.min())))],
+            text=["", name],
+            mode="lines+markers+text",
+            textposition="top center",
+            textfont={"color": MARK, "size": 13},
+            line={"color": MARK, "width": 3},
+            marker={"color": MARK, "size": [4, 2]},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        pins.append(pin)
+    return pins

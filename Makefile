@@ -1,0 +1,49 @@
+# make book   install, execute the notebooks, build the site
+# make test   install, then everything that CI checks
+# Another interpreter: make book PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The chapters' networks are small: two processes with one thread each beat the reverse.
+export OMP_NUM_THREADS ?= 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: book test install lint unit notebooks browser site clean
+
+book: install
+	jupyter-book build book -W -n --keep-going
+	@echo
+	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
+
+test: install lint unit notebooks book browser
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or \
+	    sys.exit(f"Python 3.11 or newer is needed, got {v}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
+	touch $@
+
+lint: install
+	ruff check .
+	ruff format --check .
+	mypy
+	nbstripout --verify notebooks/*.ipynb
+
+unit: install
+	pytest -n 2 --dist loadfile --ignore tests/browser
+
+notebooks: install
+	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 \
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile \
+	    -o addopts= -o filterwarnings=default notebooks
+
+browser: book
+	sh tests/browser/find_chromium.sh
+	pytest tests/browser
+
+clean:
+	rm -rf _build $(VENV) build dist *.egg-info

@@ -1,0 +1,188 @@
+"""The built site in a real browser: complete, self-contained, and alive without a kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "_build" / "html"
+PAGES = sorted(
+    str(path.relative_to(SITE))
+    for path in SITE.rglob("*.html")
+    if "_static" not in path.parts and path.name not in ("genindex.html",)
+)
+ARGUMENTS = [
+    "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]  # fmt: skip
+pytestmark = pytest.mark.browser
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    assert (SITE / "index.html").exists(), "build the book first: jupyter-book build book"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with sync_playwright() as playwright:  # without a system browser: Playwright's own
+        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page with what it said and asked for on the way."""
+
+    def __init__(self, browser: Browser, address: str, **options: object) -> None:
+        self.page: Page = browser.new_page(**options)
+        self.address = address
+        self.problems: list[str] = []
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        self.page.on("request", self._request)
+        self.page.on("requestfailed", lambda r: self.problems.append(f"failed: {r.url}"))
+        self.page.on("response", self._response)
+
+    def _console(self, message) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text}")
+
+    def _request(self, request) -> None:
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.problems.append(f"external: {request.url}")
+
+    def _response(self, response) -> None:
+        if response.status >= 400:
+            self.problems.append(f"{response.status}: {response.url}")
+
+    def open(self, path: str) -> Page:
+        self.page.goto(self.address + path)
+        self.page.wait_for_load_state("networkidle")
+        return self.page
+
+    def read_to_the_end(self) -> None:
+        """Scroll through, and wait for what is drawn on the way."""
+        height = self.page.evaluate("document.body.scrollHeight")
+        for top in range(0, height, 600):
+            self.page.evaluate(f"window.scrollTo(0, {top})")
+            self.page.wait_for_timeout(30)
+        for figure in self.page.query_selector_all(".landscape-live"):
+            self.page.wait_for_function("e => e.dataset.ready", arg=figure)
+        self.page.wait_for_load_state("networkidle")
+
+
+@pytest.fixture
+def visit(browser, address):
+    opened = []
+
+    def open_visit(**options):
+        opened.append(Visit(browser, address, **options))
+        return opened[-1]
+
+    yield open_visit
+    for each in opened:
+        each.page.close()
+
+
+def test_the_site_has_its_pages():
+    expected = {
+        "index.html",
+        "api.html",
+        "references.html",
+        "search.html",
+        "notebooks/01_first_landscape.html",
+        "theory/sgd_as_inference.html",
+    }
+    assert expected <= set(PAGES)
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_page_is_clean_self_contained_and_fits(visit, path, width, theme):
+    here = visit(viewport={"width": width, "height": 900}, color_scheme=theme)
+    page = here.open(path)
+    here.read_to_the_end()
+    assert here.problems == []
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".merror, .problematic, .MathJax_Error").count() == 0
+
+
+@pytest.mark.parametrize("path", ["index.html", "notebooks/01_first_landscape.html"])
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_surface_turns_when_it_is_dragged(visit, path, width):
+    here = visit(viewport={"width": width, "height": 900})
+    page = here.open(path)
+    figure = page.locator(".landscape-live").first
+    figure.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('.landscape-live').dataset.ready")
+    assert not page.locator(".landscape-still").first.is_visible()
+    scene = figure.locator(".gl-container canvas").first
+    scene.scroll_into_view_if_needed()
+    camera = (
+        "() => { const s = document.querySelector('.landscape-live .js-plotly-plot')"
+        "._fullLayout.scene._scene; return s.getCamera().eye; }"
+    )
+    before, picture = page.evaluate(camera), scene.screenshot()
+    box = scene.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 90, y + 20, steps=8)
+    page.mouse.up()
+    page.wait_for_timeout(400)
+    after = page.evaluate(camera)
+    assert abs(after["x"] - before["x"]) + abs(after["y"] - before["y"]) > 0.1
+    assert scene.screenshot() != picture
+    assert here.problems == []
+
+
+def test_without_scripts_the_still_is_there(visit):
+    here = visit(java_script_enabled=False)
+    page = here.open("index.html")
+    assert page.locator(".landscape-still img").first.is_visible()
+
+
+def test_plotly_is_fetched_only_where_it_is_needed(visit):
+    here = visit()
+    fetched = []
+    here.page.on("request", lambda request: fetched.append(request.url))
+    here.open("api.html")
+    assert not any("plotly" in url for url in fetched)
+
+
+def test_search_finds_a_word_of_the_book(visit):
+    here = visit()
+    page = here.open("search.html?q=Hutchinson")
+    page.wait_for_selector("#search-results li a")
+    assert here.problems == []
+
+
+def test_chapter_opens_in_colab_from_its_source(visit):
+    page = visit().open("notebooks/01_first_landscape.html")
+    link = page.locator("a[href*='colab.research.google.com']").first.get_attribute("href")
+    assert link.endswith("/blob/main/notebooks/01_first_landscape.ipynb")

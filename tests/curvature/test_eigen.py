@@ -1,0 +1,141 @@
+"""Lanczos against matrices with chosen eigenvalues."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import landscape_core as lc
+from landscape_core.curvature.lanczos import KrylovBasis
+
+
+def matrix(values, seed=0):
+    """A dense symmetric matrix with these eigenvalues."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(
+        torch.randn(len(values), len(values), generator=rng, dtype=torch.float64)
+    )[0]
+    full = q @ torch.diag(values) @ q.T
+    return lc.Matrix((full + full.T) / 2)
+
+
+def test_krylov_basis_holds_its_decomposition_through_restarts():
+    A = matrix(torch.randn(60, generator=torch.Generator().manual_seed(1)))
+    basis = KrylovBasis(A, 12, torch.Generator().manual_seed(0))
+    for _ in range(3):
+        while basis.size < 12:
+            basis.grow()
+        Q, T = basis.vectors, basis.projected
+        error = A.matrix @ Q - Q @ T
+        error[:, -1] -= basis.remainder
+        assert error.norm() < 1e-12
+        assert (Q.T @ Q - torch.eye(12)).norm() < 1e-12
+        assert (Q.T @ basis.remainder).norm() < 1e-12
+        basis.restart(torch.linalg.eigh(T)[1][:, :5])
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [
+        ("LM", [-9.0, 8.0, 7.0, -6.0]),
+        ("LA", [8.0, 7.0, 5.0, 4.0]),
+        ("SA", [-9.0, -6.0, -1.0, 0.0]),
+        ("BE", [8.0, -9.0, 7.0, -6.0]),
+    ],
+)
+def test_each_end_of_the_spectrum_is_found_with_its_sign(which, expected):
+    A = matrix([8, 7, 5, 4, 0, -1, -6, -9, *torch.linspace(0.5, 3.5, 92).tolist()])
+    pairs = lc.top_eigenpairs(A, 4, which, tol=1e-8)
+    torch.testing.assert_close(pairs.values, torch.tensor(expected).double(), rtol=0, atol=1e-6)
+    assert bool(pairs.converged.all())
+
+
+def test_residuals_are_what_they_say_and_bound_the_error():
+    values = torch.logspace(1, -3, 300, dtype=torch.float64)
+    A = matrix(values)
+    pairs = lc.top_eigenpairs(A, 10, tol=1e-4)
+    actual = (A.matrix @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
+    assert bool((actual <= pairs.residuals * 1.01 + 1e-12).all())
+    distance = (pairs.values[:, None] - values).abs().min(dim=1).values
+    assert bool((distance <= pairs.residuals).all())
+    assert bool((pairs.residuals <= 1e-4 * pairs.values.abs()).all())
+    eye = torch.eye(10, dtype=torch.float64)
+    torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, eye)
+
+
+def test_restarts_keep_memory_bounded_and_still_converge():
+    values = torch.linspace(1, 2, 1500, dtype=torch.float64)  # close together: many steps
+    A = lc.Matrix(torch.diag(values))
+    pairs = lc.top_eigenpairs(A, 3, "LA", tol=1e-7, max_matvecs=2000)
+    assert bool(pairs.converged.all())
+    assert pairs.matvecs > 200  # several times the basis of 40
+    torch.testing.assert_close(pairs.values, values.flip(0)[:3], rtol=1e-7, atol=0)
+
+
+def test_no_ghost_copies_of_a_converged_eigenvalue():
+    A = matrix([100.0, *torch.linspace(0, 1, 199).tolist()])
+    pairs = lc.top_eigenpairs(A, 5, "LA", tol=1e-10, max_matvecs=400)
+    assert int((pairs.values > 50).sum()) == 1
+
+
+def test_running_out_of_products_is_said():
+    A = matrix(torch.linspace(1, 2, 400))
+    pairs = lc.top_eigenpairs(A, 5, tol=1e-12, max_matvecs=8)
+    assert pairs.matvecs == A.matvecs == 8
+    assert not bool(pairs.converged.all())
+    assert "of 5 converged, 8 products" in str(pairs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.floats(-10, 10), min_size=1, max_size=12),
+    st.integers(0, 5),
+)
+def test_small_matrices_of_any_spectrum_are_solved_whole(values, seed):
+    # Zero matrices, repeated eigenvalues and n = 1 included: the basis breaks down on each.
+    pairs = lc.top_eigenpairs(matrix(values, seed), len(values), "LA", tol=1e-10)
+    expected = torch.tensor(values, dtype=torch.float64).sort(descending=True).values
+    torch.testing.assert_close(pairs.values, expected, rtol=1e-9, atol=1e-9)
+    assert bool(pairs.converged.all())
+
+
+def test_same_seed_same_numbers():
+    A = matrix(torch.linspace(1, 2, 100))
+    first, second = (lc.top_eigenpairs(A, 3, seed=7) for _ in range(2))
+    assert torch.equal(first.values, second.values)
+    assert torch.equal(first.vectors, second.vectors)
+
+
+def test_a_quadratic_diverges_exactly_above_two_over_the_top_eigenvalue():
+    A = matrix([3.0, 1.0, 0.2])
+    limit = 2 / float(lc.top_eigenpairs(A, 1, tol=1e-12).values[0])
+    for rate, grows in [(0.99 * limit, False), (1.01 * limit, True)]:
+        theta = torch.ones(3, dtype=torch.float64)
+        for _ in range(2000):
+            theta = theta - rate * (A @ theta)
+        assert bool(theta.norm() > 10) is grows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k must lie between 1 and n = 3, got 0"),
+        ({"k": 4}, "k must lie between 1 and n = 3, got 4"),
+        ({"which": "SM"}, "which must be one of 'LM'.* got 'SM'"),
+        ({"tol": 0}, "tol must be positive, got 0"),
+        ({"k": 2, "max_matvecs": 1}, "max_matvecs must be at least k = 2, got 1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lc.top_eigenpairs(matrix([1.0, 2.0, 3.0]), **arguments)
+
+
+def test_products_that_are_not_finite_are_refused():
+    class Broken(lc.SymmetricOperator):
+        def _multiply(self, vectors):
+            return vectors * torch.nan
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        lc.top_eigenpairs(Broken(5, torch.float64, torch.device("cpu")), 1)

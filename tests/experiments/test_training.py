@@ -1,0 +1,135 @@
+"""Training: what the configuration says, bit for bit, and a record when it fails."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import landscape_core as lc
+
+
+@pytest.fixture(scope="module")
+def data():
+    return lc.load("digits", subset=(300, 100))
+
+
+def trained(data, **options):
+    model = lc.MLP(data.input_shape, data.classes, width=16)
+    config = lc.TrainConfig(**{"epochs": 2, **options})
+    return model, lc.train(model, data, config, progress=False)
+
+
+def test_same_seed_same_weights_bit_for_bit_and_another_seed_others(data):
+    (first, _), (again, _), (other, _) = (trained(data, seed=s) for s in (0, 0, 1))
+    weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_dropout_follows_the_seed_and_the_global_state_is_left_alone(data):
+    def run():
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+        nn.init.zeros_(model[2].weight)
+        nn.init.zeros_(model[2].bias)
+        lc.train(model, data, lc.TrainConfig(epochs=1), progress=False)
+        return model[2].weight
+
+    state = torch.get_rng_state()
+    first = run()
+    torch.set_rng_state(state)
+    torch.rand(7)
+    assert torch.equal(first, run())
+
+
+def test_one_step_of_sgd_is_the_formula(data):
+    model = lc.MLP(data.input_shape, data.classes, depth=0)
+    before = [p.detach().clone() for p in model.parameters()]
+    loss = F.cross_entropy(model(data.train.inputs), data.train.targets)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    config = lc.TrainConfig("sgd", lr=0.1, weight_decay=0.01, batch_size=300, epochs=1)
+    history = lc.train(model, data, config, progress=False)
+    for now, old, gradient in zip(model.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(now.detach(), old - 0.1 * (gradient + 0.01 * old))
+    assert history.epochs[0].train_loss == pytest.approx(float(loss.detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adam", "adamw"])
+def test_every_optimizer_learns(data, optimizer):
+    lr = 0.003 if optimizer.startswith("adam") else 0.1
+    _, history = trained(data, optimizer=optimizer, lr=lr, epochs=20)
+    table = history.table()
+    assert table["train_loss"].iloc[-1] < 0.6 * table["train_loss"].iloc[0]
+    assert history.status == "done"
+
+
+def test_test_loss_and_accuracy_are_those_of_the_final_weights(data):
+    model, history = trained(data)
+    result = lc.Objective(model, F.cross_entropy, data.test).evaluate()
+    assert history.epochs[-1].test_loss == pytest.approx(result.loss.value, rel=1e-6)
+    assert history.epochs[-1].test_accuracy == pytest.approx(result.accuracy.value)
+    assert "2 epochs: training loss" in str(history)
+
+
+def test_schedules_go_where_they_say():
+    cosine = lc.TrainConfig(lr=1.0, schedule="cosine", final_lr=0.1, warmup=1, epochs=11)
+    rates = [cosine.lr_at(step, 110, 10) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert all(b <= a for a, b in pairwise(rates[10:]))
+    step = lc.TrainConfig(lr=1.0, schedule="step", epochs=4)
+    assert [step.lr_at(s, 4, 1) for s in range(4)] == [1.0, 1.0, 0.1, 0.01]
+    assert lc.TrainConfig(lr=0.3).lr_at(5, 10, 1) == 0.3
+
+
+def test_divergence_is_recorded_not_raised(data):
+    _, history = trained(data, lr=1e6, epochs=5)
+    assert history.status == "diverged"
+    assert history.message.startswith("diverged in epoch ")
+    assert "learning rate below 1e+06" in str(history)
+    assert len(history.epochs) < 5
+
+
+def test_callbacks_see_every_epoch(data):
+    seen = []
+    model = lc.MLP(data.input_shape, data.classes, width=8)
+
+    def look(state):
+        assert not state.model.training
+        seen.append((state.epoch, len(state.history.epochs)))
+
+    lc.train(model, data, lc.TrainConfig(epochs=3), [look], progress=False)
+    assert seen == [(1, 1), (2, 2), (3, 3)]
+    assert model.training  # as it was
+
+
+def test_bf16_training_keeps_weights_in_float32_and_learns(data):
+    model, history = trained(data, precision="bf16", epochs=20)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert history.epochs[-1].train_loss < 0.6 * history.epochs[0].train_loss
+
+
+def test_label_smoothing_raises_the_floor_of_the_loss(data):
+    _, history = trained(data, label_smoothing=0.2, epochs=15)
+    hard = -(0.82 * math.log(0.82) + 9 * 0.02 * math.log(0.02))
+    assert history.epochs[-1].train_loss > hard
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "lion"}, "optimizer must be one of 'sgd'.* got 'lion'"),
+        ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
+        ({"momentum": 1.0}, "momentum must be from 0 to below 1, got 1.0"),
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
+        ({"epochs": 2.5}, "epochs must be a whole number >= 0, got 2.5"),
+        ({"weight_decay": -1}, "weight_decay must be 0 or more, got -1"),
+    ],
+)
+def test_bad_configurations_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        lc.TrainConfig(**options)

@@ -1,0 +1,134 @@
+"""Directions, lines and planes: exact coordinates, matched norms."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import landscape_core as lc
+
+
+def bowl():
+    """L(theta) = |theta - (1, 2)|^2 / 2 for theta in the plane, as an objective."""
+    model = nn.Linear(2, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2.0]]))
+    x = torch.eye(2, dtype=torch.float64)
+    return lc.Objective(model, F.mse_loss, (x, torch.tensor([[1.0], [2.0]]).double()))
+
+
+def test_plane_has_its_points_where_it_says():
+    objective = bowl()
+    d1, d2 = torch.eye(2, dtype=torch.float64)
+    plane = lc.plane(objective, d1, d2, span=3.0, points=7)
+    np.testing.assert_array_equal(plane.x, [-3, -2, -1, 0, 1, 2, 3])
+    np.testing.assert_array_equal(plane.y, plane.x)
+    expected = (plane.x[None, :] ** 2 + plane.y[:, None] ** 2) / 2
+    np.testing.assert_allclose(plane.loss, expected, atol=1e-15)
+    shifted = lc.plane(objective, d1, d2, points=3, theta=objective.theta + d1)
+    np.testing.assert_allclose(shifted.loss[1], [0, 0.5, 2], atol=1e-15)
+
+
+def test_rows_are_the_second_direction_and_columns_the_first():
+    objective = bowl()
+    plane = lc.plane(
+        objective,
+        torch.tensor([1.0, 0.0]).double(),
+        torch.tensor([0.0, 2.0]).double(),
+        points=3,
+    )
+    np.testing.assert_allclose(plane.loss[1], [0.5, 0, 0.5])
+    np.testing.assert_allclose(plane.loss[:, 1], [2, 0, 2])
+
+
+@pytest.mark.parametrize("points", [3, 7, 51, 101])
+@pytest.mark.parametrize("span", [1.0, 0.3, 1e-3])
+def test_lines_end_at_the_span_and_pass_through_theta_exactly(points, span):
+    objective = bowl()
+    line = lc.line(objective, torch.tensor([1.0, 0.0]).double(), span=span, points=points)
+    assert line.x[0] == -span
+    assert line.x[-1] == span
+    assert line.x[points // 2] == 0
+    assert line.loss[points // 2] == float(objective.loss())
+    np.testing.assert_allclose(line.loss, line.x**2 / 2, atol=1e-15)
+
+
+def test_accuracy_comes_with_labels_and_only_with_them():
+    model = lc.MLP((4,), 3, width=5)
+    labelled = lc.Objective(model, F.cross_entropy, (torch.randn(9, 4), torch.arange(9) % 3))
+    d1, d2 = lc.random_directions(labelled, 2)
+    plane = lc.plane(labelled, d1, d2, points=3)
+    assert plane.accuracy.shape == plane.loss.shape == (3, 3)
+    assert plane.accuracy[1, 1] == float(labelled.accuracy())
+    assert lc.line(bowl(), torch.ones(2).double(), points=3).accuracy is None
+
+
+def test_filter_normalized_directions_have_the_norm_of_each_filter():
+    model = lc.SmallCNN((1, 8, 8), 10, width=4, batchnorm=True)
+    data = torch.randn(6, 1, 8, 8), torch.arange(6)
+    objective = lc.Objective(model, F.cross_entropy, data)
+    parts = objective.space.unflatten(lc.random_directions(objective, 1)[0])
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            assert parts[name].norm() == 0  # biases and BatchNorm, once and for all
+        else:
+            expected = weight.detach().flatten(1).norm(dim=1)
+            torch.testing.assert_close(parts[name].flatten(1).norm(dim=1), expected)
+
+
+def test_layer_normalized_directions_have_the_norm_of_each_layer():
+    model = lc.MLP((4,), 3, width=5)
+    objective = lc.Objective(model, F.cross_entropy, (torch.randn(6, 4), torch.arange(6) % 3))
+    parts = objective.space.unflatten(lc.random_directions(objective, 1, normalize="layer")[0])
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            torch.testing.assert_close(parts[name].norm(), weight.detach().norm())
+
+
+def test_directions_are_centred_gaussian_and_repeat_with_their_seed():
+    model = nn.Linear(200, 50)
+    objective = lc.Objective(model, F.cross_entropy, (torch.randn(3, 200), torch.arange(3)))
+    d1, d2 = lc.random_directions(objective, 2, normalize="none", seed=3)
+    assert abs(float(d1.mean())) < 0.05
+    assert abs(float(d1.std()) - 1) < 0.05
+    assert abs(float(d1 @ d2) / len(d1)) < 0.05
+    assert torch.equal(lc.random_directions(objective, 2, normalize="none", seed=3)[1], d2)
+
+
+def test_filter_normalized_slices_do_not_see_a_rescaling_of_relu_layers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
+    data = torch.randn(23, 4, dtype=torch.float64), torch.arange(23) % 3
+    objective = lc.Objective(model.double(), F.cross_entropy, data)
+    scale = torch.cat([torch.full((24,), 4.0), torch.full((18,), 0.25)]).double()
+
+    def slices(theta, normalize):
+        direction = lc.random_directions(objective, 1, normalize=normalize, theta=theta)[0]
+        return lc.line(objective, direction, theta=theta, points=9).loss
+
+    moved = objective.theta * scale
+    np.testing.assert_allclose(slices(moved, "filter"), slices(objective.theta, "filter"))
+    raw = slices(moved, "none") - slices(objective.theta, "none")
+    assert np.abs(raw).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda o, d: lc.plane(o, d, 2 * d), "must not be parallel"),
+        (lambda o, d: lc.plane(o, d, 0 * d), "d2 must be finite and not zero"),
+        (
+            lambda o, d: lc.plane(o, d[:1], d),
+            r"d1 must be a tensor of shape \(2,\), got \(1,\)",
+        ),
+        (lambda o, d: lc.line(o, d * torch.nan), "direction must be finite"),
+        (lambda o, d: lc.line(o, d, span=0), "span must be positive and finite, got 0"),
+        (lambda o, d: lc.line(o, d, points=1), "points must be at least 2, got 1"),
+        (lambda o, d: lc.random_directions(o, 0), "count must be at least 1, got 0"),
+        (lambda o, d: lc.random_directions(o, normalize="l2"), "normalize must be one of"),
+    ],
+)
+def test_bad_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(bowl(), torch.ones(2, dtype=torch.float64))

@@ -1,0 +1,89 @@
+"""Figures draw what they are given, and travel with a still."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import landscape_core as lc
+from landscape_core.show.picture import PLOTLY_MIME
+
+
+@pytest.fixture(scope="module")
+def results():
+    data = lc.load("digits", subset=(200, 100))
+    model = lc.MLP(data.input_shape, data.classes, width=8)
+    history = lc.train(model, data, lc.TrainConfig(epochs=2), progress=False)
+    objective = lc.Objective(model, F.cross_entropy, data.train)
+    d1, d2 = lc.random_directions(objective, 2)
+    return {
+        "data": data,
+        "history": history,
+        "trace": (lc.trace(lc.Hessian(objective), 4), objective.n),
+        "flatness": lc.flatness_profile(objective, [0.1, 1.0], directions=3),
+        "path": lc.path_profile(objective, lc.Segment(objective.theta, objective.theta * 2), 5),
+        "plane": lc.plane(objective, d1, d2, points=7),
+    }
+
+
+PICTURES = {
+    "images": lambda r: lc.plot_images(r["data"].test, 15),
+    "training": lambda r: lc.plot_training({"MLP": r["history"]}),
+    "flatness": lambda r: lc.plot_flatness({"MLP": r["flatness"]}),
+    "flatness and trace": lambda r: lc.plot_flatness({"a": r["flatness"]}, {"a": r["trace"]}),
+    "paths": lambda r: lc.plot_paths({"MLP": r["path"]}),
+    "contours": lambda r: lc.plot_contours({"a": r["plane"], "b": r["plane"]}),
+    "linear contours": lambda r: lc.plot_contours({"a": r["plane"]}, log=False),
+    "surface": lambda r: lc.plot_surface(r["plane"], marks={"here": (0, 0)}, ceiling=5.0),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_picture_shows_and_saves_itself(results, name, tmp_path):
+    picture = PICTURES[name](results)
+    bundle = picture._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    saved = picture.save(tmp_path / "new", "figure")
+    assert all(path.stat().st_size > 2000 for path in saved)
+    assert (PLOTLY_MIME in bundle) is (picture.interactive is not None) is (len(saved) == 2)
+
+
+def test_bands_and_stems_are_at_the_measured_values(results):
+    axes = lc.plot_paths({"MLP": results["path"]}).still.axes
+    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), results["path"].loss)
+    np.testing.assert_allclose(axes[1].lines[0].get_ydata(), results["path"].accuracy)
+    edge = axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    top = results["path"].loss + 1.96 * results["path"].loss_stderr
+    assert edge.max() == pytest.approx(top.max())
+    means = [rise.value for rise in results["flatness"].rises]
+    stems = lc.plot_flatness({"MLP": results["flatness"]}).still.axes[0]
+    np.testing.assert_allclose(stems.lines[0].get_ydata(), means)
+
+
+def test_the_interactive_surface_holds_the_plane(results):
+    plane = results["plane"]
+    picture = lc.plot_surface(plane, log=True)
+    surface = picture.interactive.data[0]
+    np.testing.assert_allclose(surface.z, np.log10(plane.loss), rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(surface.customdata)[..., 0], plane.loss, rtol=1e-6)
+    json.dumps(picture._repr_mimebundle_())
+
+
+def test_summary_table_writes_errors_and_dashes():
+    table = lc.summary_table(
+        {
+            "a": {"trace": lc.Estimate(41.28, 0.21, 8), "n": 12345, "done": True},
+            "b": {"trace": 0.25},
+        }
+    )
+    assert table.loc["trace"].tolist() == ["41.3 ± 0.2", "0.25"]
+    assert table.loc["n"].tolist() == ["12,345", "–"]
+    assert table.loc["done", "a"] == "yes"
+
+
+def test_bad_arguments_are_refused(results):
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        lc.plot_images(lc.Split(torch.zeros(1, 1, 2, 2), torch.zeros(1).long()), 0)

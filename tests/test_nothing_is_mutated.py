@@ -1,0 +1,77 @@
+"""No measurement changes the model, its buffers, gradients or modes, or the random state."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import landscape_core as lc
+
+MEASUREMENTS = {
+    "loss": lambda o: o.loss(),
+    "accuracy": lambda o: o.accuracy(),
+    "gradient": lambda o: o.gradient(),
+    "evaluate": lambda o: o.evaluate(),
+    "Hessian product": lambda o: lc.Hessian(o) @ torch.ones(o.n),
+    "top_eigenpairs": lambda o: lc.top_eigenpairs(lc.Hessian(o), k=2),
+    "trace": lambda o: lc.trace(lc.Hessian(o), probes=3),
+    "flatness_profile": lambda o: lc.flatness_profile(o, [0.1], directions=2),
+    "random_directions": lambda o: lc.random_directions(o, 2),
+    "line": lambda o: lc.line(o, torch.ones(o.n), points=3),
+    "plane": lambda o: lc.plane(o, *lc.random_directions(o, 2), points=3),
+    "path_profile": lambda o: lc.path_profile(o, lc.Segment(o.theta, o.theta + 1), points=3),
+    "gradient_noise_scale": lambda o: lc.gradient_noise_scale(o, 2, 8, draws=2),
+    "per_example_gradients": lambda o: list(o.per_example_gradients()),
+}
+
+
+NEEDS_SINGLE_EXAMPLES = {"gradient_noise_scale", "per_example_gradients"}  # refuse "batch"
+CALLS = [
+    (measure, policy)
+    for measure in MEASUREMENTS
+    for policy in ("eval", "batch", "refresh")
+    if not (policy == "batch" and measure in NEEDS_SINGLE_EXAMPLES)
+]
+
+
+@pytest.mark.parametrize(("measure", "policy"), CALLS)
+def test_measurement_leaves_everything_as_it_was(measure, policy):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3)
+    )
+    model.train()
+    model[3].eval()
+    x, y = torch.randn(20, 4), torch.arange(20) % 3
+    F.cross_entropy(model(x), y).backward()
+    state = copy.deepcopy(model.state_dict())
+    gradients = [p.grad.clone() for p in model.parameters()]
+    modes = [m.training for m in model.modules()]
+    momentum = model[1].momentum
+    rng = torch.get_rng_state()
+
+    objective = lc.Objective(model, F.cross_entropy, [(x[:12], y[:12]), (x[12:], y[12:])],
+                             batchnorm=policy)  # fmt: skip
+    theta = objective.theta.clone()
+    MEASUREMENTS[measure](objective)
+
+    assert torch.equal(objective.theta, theta)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+        assert parameter.requires_grad
+    assert [m.training for m in model.modules()] == modes
+    assert model[1].momentum == momentum
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_modes_return_after_an_error():
+    model = lc.MLP((4,), 3, width=5)
+    objective = lc.Objective(model, F.cross_entropy, (torch.randn(6, 4), torch.arange(6) % 3))
+    objective.criterion = lambda outputs, targets: outputs
+    with pytest.raises(ValueError, match="scalar"):
+        objective.gradient()
+    assert all(module.training for module in model.modules())

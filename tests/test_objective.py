@@ -1,0 +1,180 @@
+"""L(theta), its gradient and its evaluation, against the same written out plainly."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CASES, ragged, whole_loss
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import landscape_core as lc
+
+
+def test_loss_and_gradient_are_those_of_all_examples_at_once(case):
+    objective = case.objective()
+    reference = whole_loss(objective)
+    torch.testing.assert_close(objective.loss(), reference(objective.theta), rtol=1e-12, atol=0)
+    expected = torch.func.grad(reference)(objective.theta)
+    torch.testing.assert_close(objective.gradient(), expected, rtol=1e-9, atol=1e-13)
+
+
+def test_theta_is_a_copy_in_the_order_of_the_parameters(objective):
+    flat = torch.cat([p.reshape(-1) for p in objective.model.parameters()])
+    assert torch.equal(objective.theta, flat)
+    with torch.no_grad():
+        next(objective.model.parameters()).add_(1)
+    assert not torch.equal(
+        objective.theta[:4], next(objective.model.parameters()).flatten()[:4]
+    )
+
+
+def test_every_container_of_batches_gives_the_same_loss():
+    model = lc.MLP((4,), 3, width=5)
+    x, y = torch.randn(23, 4), torch.arange(23) % 3
+    loader = DataLoader(TensorDataset(x, y), batch_size=7)
+    losses = [
+        lc.Objective(model, F.cross_entropy, data).loss()
+        for data in [(x, y), [x, y], ragged(x, y), loader]
+    ]
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0])
+
+
+def test_evaluation_has_the_standard_errors_of_the_examples(objective):
+    result = objective.evaluate()
+    losses, correct = objective.example_values()
+    torch.testing.assert_close(losses.mean(), objective.loss())
+    assert result.loss.stderr == pytest.approx(float(losses.std()) / 23**0.5)
+    assert result.accuracy.value == pytest.approx(float(objective.accuracy()))
+    assert result.accuracy.samples == len(correct) == 23
+
+
+def test_per_example_gradients_average_to_the_gradient(objective):
+    gradients = torch.cat(list(objective.per_example_gradients(chunk_size=4)))
+    assert gradients.shape == (23, objective.n)
+    torch.testing.assert_close(gradients.mean(0), objective.gradient())
+
+
+def test_sample_gives_the_examples_asked_for_across_batches():
+    x, y = torch.arange(23.0).unsqueeze(1), torch.arange(23) % 3
+    model = nn.Linear(1, 3)
+    wanted = torch.tensor([22, 0, 7, 7, 13])
+    for data in [(x, y), ragged(x, y), DataLoader(TensorDataset(x, y), batch_size=7)]:
+        inputs, targets = lc.Objective(model, F.cross_entropy, data).sample(wanted)
+        assert sorted(inputs.flatten().tolist()) == sorted(wanted.tolist())
+        assert torch.equal(targets, inputs.flatten().long() % 3)
+
+
+def test_batchnorm_policies_use_the_statistics_they_name():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(3, affine=False, momentum=0.5)
+    model = nn.Sequential(nn.Linear(3, 3), norm, nn.Linear(3, 2)).double()
+    x, y = torch.randn(40, 3, dtype=torch.float64) * 3 + 1, torch.arange(40) % 2
+    hidden = model[0](x)
+    mean, var = hidden.mean(0), hidden.var(0)
+
+    def expected(mean, var):
+        scaled = (hidden - mean) / (var + norm.eps).sqrt()
+        return F.cross_entropy(model[2](scaled), y).detach()
+
+    def measured(policy):
+        return lc.Objective(model, F.cross_entropy, (x, y), batchnorm=policy).loss()
+
+    zero, one = torch.zeros(3).double(), torch.ones(3).double()
+    torch.testing.assert_close(measured("eval"), expected(zero, one))
+    biased = hidden.var(0, correction=0)
+    torch.testing.assert_close(measured("batch"), expected(mean, biased))
+    torch.testing.assert_close(measured("refresh"), expected(mean, var))
+
+
+def test_batch_norm_weights_before_it_have_no_radial_slope_and_curvature():
+    # With batch statistics (eps -> 0) the loss does not change with the length of w.
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4, eps=1e-14)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), norm, nn.Tanh(), nn.Linear(4, 2))
+    x, y = torch.randn(30, 3, dtype=torch.float64), torch.arange(30) % 2
+    objective = lc.Objective(
+        model.double(), F.cross_entropy, (x, y), parameters="0.*", batchnorm="batch"
+    )
+    w, g = objective.theta, objective.gradient()
+    product = lc.Hessian(objective) @ w
+    torch.testing.assert_close(w @ g, torch.zeros((), dtype=g.dtype), atol=1e-9, rtol=0)
+    torch.testing.assert_close(product, -g, atol=1e-8, rtol=1e-6)
+
+
+def test_parameters_can_be_a_block():
+    model = lc.MLP((4,), 3, width=5)
+    x, y = torch.randn(23, 4), torch.arange(23) % 3
+    for choice in ("1.*", ["1.weight", "1.bias"], lambda name, _: name.startswith("1.")):
+        objective = lc.Objective(model, F.cross_entropy, (x, y), parameters=choice)
+        assert objective.space.names == ("1.weight", "1.bias")
+        assert objective.n == 25
+
+
+def test_frozen_parameters_stay_out_of_theta_and_tied_ones_count_once():
+    by_name = {case.name: case for case in CASES}
+    assert by_name["frozen layer"].objective().space.names == ("2.weight", "2.bias")
+    assert "second.weight" not in by_name["tied weights"].objective().space.names
+
+
+class TestBadInput:
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+
+    def make(self, model=None, criterion=F.cross_entropy, data=None, **options):
+        return lc.Objective(
+            model or nn.Linear(4, 3), criterion, data or (self.x, self.y), **options
+        )
+
+    def test_empty_data(self):
+        with pytest.raises(ValueError, match="data are empty"):
+            self.make(data=(self.x[:0], self.y[:0]))
+
+    def test_not_batches(self):
+        with pytest.raises(TypeError, match=r"batches must be .* got int"):
+            self.make(data=7)
+
+    def test_shuffling_loader(self):
+        loader = DataLoader(TensorDataset(self.x, self.y), shuffle=True)
+        with pytest.raises(ValueError, match="shuffle=False"):
+            self.make(data=loader)
+
+    def test_summed_criterion(self):
+        with pytest.raises(ValueError, match="mean over examples, got their sum"):
+            self.make(criterion=nn.CrossEntropyLoss(reduction="sum"))
+
+    def test_criterion_of_each_example(self):
+        with pytest.raises(ValueError, match=r"scalar, got shape \(6,\)"):
+            self.make(criterion=nn.CrossEntropyLoss(reduction="none"))
+
+    def test_float_loss(self):
+        with pytest.raises(TypeError, match="must return a tensor, got float"):
+            self.make(criterion=lambda out, y: float(F.cross_entropy(out, y).detach()))
+
+    def test_loss_without_gradient(self):
+        with pytest.raises(ValueError, match="does not depend on theta"):
+            self.make(criterion=lambda out, y: F.cross_entropy(out.detach(), y))
+
+    def test_nan_loss(self):
+        with pytest.raises(ValueError, match="must be finite, got nan"):
+            self.make(data=(self.x * torch.nan, self.y))
+
+    def test_pattern_that_matches_nothing(self):
+        with pytest.raises(ValueError, match=r"no parameters match 'layer9\.\*'"):
+            self.make(parameters="layer9.*")
+
+    def test_unknown_batchnorm_policy(self):
+        with pytest.raises(ValueError, match="batchnorm must be one of 'eval'"):
+            self.make(batchnorm="train")
+
+    def test_theta_of_another_size_or_type(self):
+        objective = self.make()
+        with pytest.raises(ValueError, match=r"shape \(15,\), got \(3,\)"):
+            objective.loss(torch.zeros(3))
+        with pytest.raises(ValueError, match=r"torch.float32 on cpu, got torch.float64"):
+            objective.loss(torch.zeros(15, dtype=torch.float64))
+
+    def test_accuracy_without_labels(self):
+        objective = self.make(criterion=F.mse_loss, data=(self.x, torch.randn(6, 3)))
+        assert objective.evaluate().accuracy is None
+        with pytest.raises(ValueError, match="accuracy needs class labels"):
+            objective.accuracy()

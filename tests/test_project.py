@@ -1,0 +1,51 @@
+"""Promises of the project's own files to each other."""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import landscape_core as lc
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IMPORT_NAMES = {"scikit-learn": "sklearn"}
+
+
+def test_the_package_requires_what_it_imports_and_nothing_else():
+    source = "\n".join(path.read_text() for path in (ROOT / "landscape_core").rglob("*.py"))
+    imported = set(re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE))
+    required = {re.match(r"[\w-]+", line).group() for line in PROJECT["dependencies"]}
+    required = {IMPORT_NAMES.get(name, name) for name in required}
+    assert required <= imported
+    assert imported - required - {"landscape_core"} <= set(sys.stdlib_module_names)
+
+
+def test_requirements_repeat_the_ranges_of_pyproject():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    ranges = {line for line in lines if line and not line.startswith(("#", "-e"))}
+    extras = PROJECT["optional-dependencies"]
+    assert ranges <= {*PROJECT["dependencies"], *extras["book"], *extras["test"]}
+    names = {re.match(r"[\w-]+", line).group() for line in ranges}
+    assert {"jupyter-book", "jupyterlab", "torch", "torchvision", "ipywidgets", "matplotlib",
+            "seaborn", "papermill", "nbval", "numpy"} <= names  # fmt: skip
+
+
+def test_constraints_name_the_tested_versions_of_every_requirement():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert pinned["torch"] == "2.13.0"
+    assert pinned["torchvision"] == "0.28.0"
+    for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["book"]:
+        assert re.match(r"[\w-]+", line).group() in pinned, line
+
+
+def test_every_public_name_is_documented_once():
+    api = (ROOT / "book" / "api.md").read_text()
+    documented = re.findall(r"\.\. auto(?:class|function|exception):: (\w+)", api)
+    assert sorted(documented) == sorted(lc.__all__)
+    assert all(getattr(lc, name).__doc__ for name in lc.__all__)
+
+
+def test_the_version_stands_in_one_place():
+    assert lc.__version__ == PROJECT["version"]
