@@ -31,9 +31,9 @@ from landscape_core.geometry.noise import NoiseScale, gradient_noise_scale
 from landscape_core.geometry.paths import Path, PathProfile, Segment, barrier, path_profile
 from landscape_core.geometry.sharpness import FlatnessProfile, flatness_profile
 from landscape_core.geometry.slices import Line, Plane, line, plane
-from landscape_core.objective import Evaluation, Objective
+from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterSpace
-from landscape_core.results import Eigenpairs, Estimate, with_error
+from landscape_core.results import Eigenpairs, Estimate, Evaluation, with_error
 from landscape_core.show.picture import Picture
 from landscape_core.show.plots import plot_flatness, plot_images, plot_paths, plot_training
 from landscape_core.show.surfaces import plot_contours, plot_surface

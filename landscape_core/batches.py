@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, SequentialSampler
 
 Batch = tuple[Any, Tensor]
 
@@ -18,11 +18,7 @@ def as_batches(batches: Any, device: torch.device) -> list[Batch] | Iterable[Bat
     Tensors move to `device` once; the batches of a DataLoader move as they are read.
     """
     if isinstance(batches, DataLoader):
-        if isinstance(batches.sampler, RandomSampler):
-            raise ValueError(
-                "the DataLoader shuffles, so L(theta) would change from pass to pass: "
-                "make it with shuffle=False"
-            )
+        _check_loader(batches)
         return batches
     if is_tuple(batches) and len(batches) == 2 and isinstance(batches[1], Tensor):
         batches = [batches]
@@ -38,6 +34,35 @@ def as_batches(batches: Any, device: torch.device) -> list[Batch] | Iterable[Bat
     return [(to_device(inputs, device), targets.to(device)) for inputs, targets in batches]
 
 
+def _check_loader(loader: DataLoader[Any]) -> None:
+    """Refuse a loader that would give other examples, or in another order, each time."""
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    if not isinstance(sampler, SequentialSampler):
+        kind = type(loader.sampler if sampler is None else sampler).__name__
+        raise ValueError(
+            f"the DataLoader must give the same examples in the same order each time, got a "
+            f"{kind}: make it with shuffle=False (and torch.utils.data.Subset for a part)"
+        )
+    state = torch.get_rng_state()
+    first, again = next(iter(loader)), next(iter(loader))
+    torch.set_rng_state(state)
+    if not _same(first, again):
+        raise ValueError(
+            "the DataLoader gives other inputs each time it is read, so L(theta) would change "
+            "from pass to pass: switch its random augmentation off"
+        )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b) or bool((a != a).any())  # nan is reported elsewhere
+    if isinstance(a, Mapping):
+        return all(_same(a[key], b[key]) for key in a)
+    if is_tuple(a):
+        return all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
 def is_tuple(value: Any) -> bool:
     """Whether `value` is a tuple or a list."""
     return isinstance(value, tuple | list)
@@ -50,7 +75,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: map_tensors(function, item) for key, item in value.items()}
     if is_tuple(value):
-        return tuple(map_tensors(function, item) for item in value)
+        items = [map_tensors(function, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
 
 
@@ -60,15 +86,16 @@ def to_device(inputs: Any, device: torch.device) -> Any:
 
 
 def gather(batches: Iterable[Batch], indices: Tensor) -> Batch:
-    """Pick examples, numbered through all batches, into one batch."""
-    batches = list(batches)
+    """Pick examples, numbered through all batches, into one batch, in the order asked for."""
+    batches, indices = list(batches), indices.cpu()
     starts = torch.tensor([0] + [len(targets) for _, targets in batches]).cumsum(0)
-    owner = torch.searchsorted(starts, indices.cpu(), right=True) - 1
-    picked = []
-    for b in sorted(set(owner.tolist())):
-        rows = indices.cpu()[owner == b] - starts[b]
-        picked.append(_take(batches[b], rows))
-    return _concatenate([inputs for inputs, _ in picked]), torch.cat([y for _, y in picked])
+    owner = torch.searchsorted(starts, indices, right=True) - 1
+    picked = [
+        _take(batches[b], indices[owner == b] - starts[b]) for b in sorted(set(owner.tolist()))
+    ]
+    inputs, targets = [inputs for inputs, _ in picked], [targets for _, targets in picked]
+    together = _concatenate(inputs), torch.cat(targets)
+    return _take(together, owner.argsort(stable=True).argsort())
 
 
 def _take(batch: Batch, rows: Tensor) -> Batch:
@@ -77,16 +104,19 @@ def _take(batch: Batch, rows: Tensor) -> Batch:
 
 def _concatenate(values: list[Any]) -> Any:
     first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(values)
     if isinstance(first, Mapping):
         return {key: _concatenate([value[key] for value in values]) for key in first}
     if is_tuple(first):
         return tuple(_concatenate(list(items)) for items in zip(*values, strict=True))
-    return torch.cat(values)
+    return first
 
 
 def hits(outputs: Any, targets: Tensor) -> Tensor | None:
     """Whether each example is classified correctly; None where targets are not labels."""
-    labels = not targets.is_floating_point() and targets.ndim == 1
-    if not labels or not isinstance(outputs, Tensor) or outputs.ndim != 2:
+    labels = targets.ndim == 1 and targets.dtype in (torch.int64, torch.int32, torch.uint8)
+    scores = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+    if not (labels and scores):
         return None
     return (outputs.argmax(1) == targets).double()

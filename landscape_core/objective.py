@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,29 +31,10 @@ from landscape_core.batches import (
     to_device,
 )
 from landscape_core.parameter_space import ParameterChoice, ParameterSpace
-from landscape_core.results import Estimate
+from landscape_core.results import Estimate, Evaluation
 
 Criterion = Callable[[Any, Tensor], Tensor]
 BatchNormPolicy = Literal["eval", "batch", "refresh"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Loss and accuracy at one theta.
-
-    The standard errors say how far the mean over another sample of as many examples from the
-    same distribution would typically lie; over the given examples both means are exact.
-
-    Attributes
-    ----------
-    loss : Estimate
-        Mean loss over the examples.
-    accuracy : Estimate or None
-        Fraction of examples classified correctly; None where targets are not class labels.
-    """
-
-    loss: Estimate
-    accuracy: Estimate | None
 
 
 class Objective:
@@ -80,7 +61,8 @@ class Objective:
     Attributes
     ----------
     theta : Tensor, shape (n,)
-        A copy of the model's parameters at the time the objective was made.
+        A copy of the model's parameters at the time the objective was made. Parameters outside
+        theta and buffers are copied then too: later training does not change the objective.
     n : int
         Number of parameters in theta.
 
@@ -115,9 +97,16 @@ class Objective:
         self.criterion = criterion
         self.batchnorm = batchnorm
         self.space = ParameterSpace(model, parameters)
-        self.theta = self.space.flatten(dict(model.named_parameters()))
+        parameters_now = dict(model.named_parameters())
+        self.theta = self.space.flatten(parameters_now)
+        # Copies, so that what happens to the model afterwards does not change L(theta).
+        chosen = set(self.space.names)
+        others = {k: p.detach().clone() for k, p in parameters_now.items() if k not in chosen}
+        self._constants = others
+        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self._data = as_batches(batches, self.space.device)
-        self._check_first_batch()
+        self._check_batchnorm()
+        self._check_criterion()
 
     @property
     def n(self) -> int:
@@ -134,7 +123,10 @@ class Objective:
     def batches(self) -> Iterator[Batch]:
         """Yield the data, batch by batch, on the model's device."""
         empty = True
-        for inputs, targets in self._data:
+        state = torch.get_rng_state()
+        data = iter(self._data)  # a DataLoader draws a number here
+        torch.set_rng_state(state)
+        for inputs, targets in data:
             if len(targets):
                 empty = False
                 yield to_device(inputs, self.space.device), targets.to(self.space.device)
@@ -262,13 +254,18 @@ class Objective:
     def statistics(self, theta: Tensor) -> dict[str, Tensor]:
         """Buffers that the model is to use at theta; empty where it keeps its own.
 
-        Under ``"refresh"``: BatchNorm's mean and variance, averaged over all batches in
-        proportion to their examples.
+        Under ``"refresh"``: the means and variances of the batches, averaged over all batches
+        in proportion to their examples. With few, large, mixed batches this is close to the
+        statistics of all the data; batches sorted by class would miss variance between them.
         """
         if self.batchnorm != "refresh":
             return {}
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        layers = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
+        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        layers = [layer for _, layer in self._norms()]
+        for name, layer in self._norms():
+            if layer.running_mean is not None:
+                buffers[f"{name}.running_mean"].zero_()
+                buffers[f"{name}.running_var"].zero_()
         momenta = [layer.momentum for layer in layers]
         seen = 0
         try:
@@ -286,10 +283,11 @@ class Objective:
     def _at(self, theta: Tensor | None) -> Tensor:
         return self.theta if theta is None else self.space.check(theta)
 
-    def _outputs(self, theta: Tensor, inputs: Any, buffers: dict[str, Tensor]) -> Any:
-        if self.batchnorm == "batch":  # copies, so that running statistics stay as they are
-            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        state = {**self.space.unflatten(theta), **buffers}
+    def _outputs(self, theta: Tensor, inputs: Any, statistics: dict[str, Tensor]) -> Any:
+        buffers = statistics
+        if not statistics:  # copies again: BatchNorm and others write into theirs
+            buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        state = {**self._constants, **self.space.unflatten(theta), **buffers}
         if isinstance(inputs, Mapping):
             return functional_call(self.model, state, (), dict(inputs))
         return functional_call(self.model, state, inputs if is_tuple(inputs) else (inputs,))
@@ -300,11 +298,16 @@ class Objective:
         if batch_statistics is None:
             batch_statistics = self.batchnorm == "batch"
         modes = [(module, module.training) for module in self.model.modules()]
+        # Attention's inference path computes another function of padded inputs than the path
+        # that can be differentiated.
+        fast_attention = torch.backends.mha.get_fastpath_enabled()
         try:
+            torch.backends.mha.set_fastpath_enabled(False)
             for module, _ in modes:
                 module.training = batch_statistics and isinstance(module, _BatchNorm)
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast_attention)
             for module, training in modes:
                 module.training = training
 
@@ -331,27 +334,60 @@ class Objective:
             single = map_tensors(lambda x: x.unsqueeze(0), output)
             return self.criterion(single, target.unsqueeze(0))
 
-        return vmap(one)(outputs, targets)
+        try:
+            return vmap(one)(outputs, targets)
+        except (RuntimeError, TypeError, ValueError):  # vmap does not follow every criterion
+            return torch.stack(
+                [one(map_tensors(itemgetter(i), outputs), y) for i, y in enumerate(targets)]
+            )
 
-    def _check_first_batch(self) -> None:
-        batch = next(self.batches())
+    def _norms(self) -> list[tuple[str, _BatchNorm]]:
+        return [(k, m) for k, m in self.model.named_modules() if isinstance(m, _BatchNorm)]
+
+    def _check_batchnorm(self) -> None:
+        for name, layer in self._norms():
+            if self.batchnorm != "batch" and layer.running_mean is None:
+                raise ValueError(
+                    f"{name} keeps no running statistics: batchnorm must be 'batch', "
+                    f"got {self.batchnorm!r}"
+                )
+        if not self._norms() or self.batchnorm == "eval" or not isinstance(self._data, list):
+            return
+        if any(len(targets) == 1 for _, targets in self._data):
+            raise ValueError(
+                f"batchnorm={self.batchnorm!r} needs at least two examples in every batch"
+            )
+
+    def _check_criterion(self) -> None:
+        """Refuse what is not a finite scalar mean over examples that depends on theta."""
+        batch = next((batch for batch in self.batches() if len(batch[1]) > 1), None)
+        if batch is None:
+            batch = next(self.batches())
         leaf = self.theta.clone().requires_grad_()
+        statistics = self.statistics(self.theta)
         with torch.enable_grad():
-            loss = self.batch_loss(leaf, batch)
-        if not loss.requires_grad:
+            loss = self.batch_loss(leaf, batch, statistics)
+            slope = None
+            if loss.requires_grad:
+                slope = torch.autograd.grad(loss, leaf, allow_unused=True)[0]
+        if slope is None:
             raise ValueError("the loss does not depend on theta: it carries no gradient")
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ValueError(f"the loss of the first batch must be finite, got {value}")
-        count = len(batch[1])
-        if count < 2:
-            return
         with torch.no_grad(), self._modes():
-            outputs = self._outputs(self.theta, batch[0], self.statistics(self.theta))
+            outputs = self._outputs(self.theta, batch[0], statistics)
             mean = float(self._split_loss(outputs, batch[1]).mean())
-        total = mean * count
-        if abs(value - total) < 1e-3 * abs(total) < abs(value - mean):
+        rounding = torch.finfo(loss.dtype).eps ** 0.5 * max(abs(value), abs(mean))
+        if abs(value - mean) <= rounding:
+            return
+        if abs(value - mean * len(batch[1])) <= len(batch[1]) * rounding:
             raise ValueError(
-                f"criterion must be the mean over examples, got their sum ({value:.4g}, "
-                f"where the mean is {mean:.4g}): use reduction='mean'"
+                f"criterion must be the mean over examples, got their sum ({value:.4g}, where "
+                f"the mean is {mean:.4g}): use reduction='mean'"
             )
+        raise ValueError(
+            f"criterion must be the mean over examples, got {value:.4g} for a batch whose "
+            f"examples have a mean of {mean:.4g}: class weights, ignored targets and shapes "
+            "that broadcast make it another mean"
+        )

@@ -35,7 +35,15 @@ class ParameterSpace:
 
     def __init__(self, model: nn.Module, parameters: ParameterChoice = None) -> None:
         named = dict(model.named_parameters())
-        chosen = {name: p for name, p in named.items() if _is_chosen(name, p, parameters)}
+        # A tied parameter has several names: any of them chooses it, its first names it.
+        first = {id(parameter): name for name, parameter in named.items()}
+        every = list(model.named_parameters(remove_duplicate=False))
+        wanted = {first[id(p)] for name, p in every if _is_chosen(name, p, parameters)}
+        chosen = {name: p for name, p in named.items() if name in wanted}
+        if isinstance(parameters, list | tuple):
+            for pattern in parameters:
+                if not any(fnmatchcase(name, pattern) for name, _ in every):
+                    raise ValueError(f"no parameters match {pattern!r}")
         if not chosen:
             kind = "require a gradient" if parameters is None else f"match {parameters!r}"
             known = ", ".join(list(named)[:6]) or "no parameters at all"

@@ -101,6 +101,25 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """Loss and accuracy at one theta.
+
+    The standard errors say how far the mean over another sample of as many examples from the
+    same distribution would typically lie; over the given examples both means are exact.
+
+    Attributes
+    ----------
+    loss : Estimate
+        Mean loss over the examples.
+    accuracy : Estimate or None
+        Fraction of examples classified correctly; None where targets are not class labels.
+    """
+
+    loss: Estimate
+    accuracy: Estimate | None
+
+
+@dataclass(frozen=True)
 class Eigenpairs:
     """Eigenvalues and eigenvectors of a symmetric operator, with what is known of their error.
 

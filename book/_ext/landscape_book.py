@@ -113,6 +113,15 @@ class KeepStill(SphinxPostTransform):
 # --- 3. nothing from other servers ------------------------------------------------------------
 
 
+def make_static_folder(app: Sphinx) -> None:
+    """Have the folder there before anything is copied to it.
+
+    After a build that failed early the theme copies its logo to ``_static`` all the same, and
+    without the folder that becomes a file in which every later build fails.
+    """
+    (Path(app.outdir) / "_static").mkdir(parents=True, exist_ok=True)
+
+
 def copy_assets(app: Sphinx, error: Exception | None) -> None:
     """Copy MathJax (one script and its fonts) and plotly.js into the built site."""
     if error is not None or app.builder.name != "html":
@@ -163,6 +172,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # myst-nb finds its renderers by entry points and keeps them in one cached list: join it.
     render.load_mime_renders().append(PlotlyRenderer)
     app.connect("config-inited", set_repository)
+    app.connect("builder-inited", make_static_folder)
     app.connect("source-read", add_package_hash)
     app.connect("env-get-outdated", outdated_notebooks)
     app.connect("html-page-context", drop_thebe, priority=900)

@@ -35,6 +35,7 @@ class KrylovBasis:
         self.operator = operator
         self.capacity = capacity
         self.size = 0
+        self._restarted = False
         start = torch.zeros(operator.n, dtype=operator.dtype, device=operator.device)
         self._vectors = start.new_zeros(capacity + 1, operator.n)  # rows: contiguous
         self._projected = start.new_zeros(capacity, capacity)
@@ -53,6 +54,19 @@ class KrylovBasis:
         """T = Q'AQ, shape (m, m), symmetric."""
         upper = self._projected[: self.size, : self.size]  # A is symmetric: half is stored
         return upper.triu() + upper.triu(1).T
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether A was symmetric in all products so far, as far as they can tell.
+
+        Until the first restart T is tridiagonal if A is symmetric, and entries further from
+        the diagonal measure the asymmetry; afterwards nothing is claimed.
+        """
+        if self._restarted or self.size < 3:
+            return True
+        upper = self._projected[: self.size, : self.size]
+        tolerance = 100 * torch.finfo(upper.dtype).eps ** 0.75
+        return bool(upper.triu(2).abs().max() <= tolerance * upper.abs().max())
 
     @property
     def coupling(self) -> Tensor:
@@ -92,6 +106,7 @@ class KrylovBasis:
         The next vector stays, so the decomposition holds for the smaller basis too.
         """
         values = torch.linalg.vecdot(keep, self.projected @ keep, dim=0)
+        self._restarted = True
         p = keep.shape[1]
         self._vectors[:p] = keep.T @ self._vectors[: self.size]
         self._vectors[p] = self._vectors[self.size].clone()

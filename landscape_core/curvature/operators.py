@@ -80,8 +80,10 @@ class Matrix(SymmetricOperator):
     def __init__(self, matrix: Tensor) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"matrix must be square, got shape {tuple(matrix.shape)}")
-        if not matrix.dtype.is_floating_point or not torch.allclose(matrix, matrix.T):
-            raise ValueError("matrix must be real floating point and symmetric")
+        if not matrix.dtype.is_floating_point or not bool(torch.isfinite(matrix).all()):
+            raise ValueError("matrix must be of finite real floating-point numbers")
+        if not torch.allclose(matrix, matrix.T):
+            raise ValueError("matrix must be symmetric")
         super().__init__(matrix.shape[0], matrix.dtype, matrix.device)
         self.matrix = matrix
 

@@ -19,7 +19,9 @@ def trace(
     r"""Estimate the trace by Hutchinson's method, the mean of :math:`v^\top A v`.
 
     With Rademacher probes one sample has variance
-    :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`; with Gaussian ones :math:`2\|A\|_F^2`.
+    :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`; with Gaussian ones :math:`2\|A\|_F^2`. Where one
+    eigenvalue dominates, samples are skewed, and intervals from fewer than about 50 probes
+    cover less than they say.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from landscape_core.experiments.vision import torchvision_datasets
 
 Arrays = dict[str, np.ndarray]
-Subset = int | tuple[int, int] | None
+Subset = int | Sequence[int | None] | None
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 DOWNLOADS = {
     "mnist": "MNIST",
@@ -190,7 +190,10 @@ def images(
 
 def _folder(root: str | Path | None) -> Path:
     chosen = root or os.environ.get("LANDSCAPE_DATA") or user_cache_dir("landscape_core")
-    return Path(chosen).expanduser()
+    folder = Path(chosen).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the data folder must be a folder, got the file {folder}")
+    return folder
 
 
 def _digits() -> Arrays:
@@ -222,9 +225,17 @@ def _read(path: Path) -> Arrays:
     missing = [key for key in KEYS if key not in arrays]
     if missing:
         raise ValueError(f"{path} lacks the arrays {missing}: {remedy}")
+    for part in ("train", "test"):
+        pixels, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
+            raise ValueError(
+                f"{path} must hold {part}_images as uint8 (N, H, W, C) with 1 or 3 channels, "
+                f"got {pixels.dtype} {pixels.shape}: {remedy}"
+            )
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"{path} must hold {part}_labels as int64, got {labels.dtype}")
+        arrays[f"{part}_labels"] = labels.astype(np.int64)
     _check_arrays(arrays, str(path))
-    if arrays["train_images"].dtype != np.uint8 or arrays["train_images"].ndim != 4:
-        raise ValueError(f"{path} must hold images as uint8 (N, H, W, C): {remedy}")
     return arrays
 
 
@@ -290,6 +301,8 @@ def _as_arrays(source: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
 def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
     for part in ("train", "test"):
         pixels, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        if np.iscomplexobj(pixels) or not np.isfinite(pixels).all():
+            raise ValueError(f"{where}: {part} images must be real and finite")
         if len(pixels) == 0 or labels.shape != (len(pixels),):
             raise ValueError(
                 f"{where}: {part} needs one label for each image and at least one image, "
@@ -310,7 +323,7 @@ def _from_arrays(name: str, arrays: Arrays, subset: Subset, seed: int) -> Images
     for key in KEYS:
         digest.update(np.ascontiguousarray(arrays[key]).data)
     mean, std = _channel_statistics(arrays["train_images"])
-    sizes = subset if isinstance(subset, tuple) else (subset, None)
+    sizes = _subset_sizes(subset)
     splits = {}
     for part, size in zip(("train", "test"), sizes, strict=True):
         pixels, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
@@ -326,6 +339,14 @@ def _from_arrays(name: str, arrays: Arrays, subset: Subset, seed: int) -> Images
         std=tuple(std.tolist()),
         sha256=digest.hexdigest(),
     )
+
+
+def _subset_sizes(subset: Subset) -> tuple[int | None, int | None]:
+    sizes = tuple(subset) if isinstance(subset, list | tuple) else (subset, None)
+    whole = all(size is None or isinstance(size, int | np.integer) for size in sizes)
+    if len(sizes) != 2 or not whole:
+        raise ValueError(f"subset must be a number, (training, test) or None, got {subset!r}")
+    return sizes
 
 
 def _channel_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,9 +30,9 @@ def check_parameters(
     namespace : dict
         ``globals()`` of the notebook.
     **rules
-        For some parameters, a range ``(lowest, highest)``, ends included and None for open, or
-        a list or set of allowed values. For a parameter that is a list, the rule holds for
-        each entry.
+        For some parameters, a range ``(lowest, highest)`` of numbers, ends included and None
+        for open, or a list or set of allowed values. For a parameter that is a list, the rule
+        holds for each entry.
 
     Returns
     -------
@@ -60,16 +60,22 @@ def check_parameters(
         if name not in hints:
             raise ParameterError(f"a rule is given for {name}, which is not a parameter")
     for name, hint in hints.items():
-        value = namespace[name]
-        if not _conforms(value, hint):
-            kind = _describe(hint)
-            raise ParameterError(
-                f"{name} must be {kind}, got {value!r} ({type(value).__name__})"
-            )
-        if name in rules and value is not None:
-            for item in value if isinstance(value, list) else [value]:
-                _check_rule(name, item, rules[name])
+        _check_value(name, namespace, hint, rules.get(name))
     return {name: namespace[name] for name in hints}
+
+
+def _check_value(
+    name: str, namespace: dict[str, Any], hint: Any, rule: Bounds | Collection[Any] | None
+) -> None:
+    if name not in namespace:
+        raise ParameterError(f"{name} has no value: give it one, as in `{name}: int = 1`")
+    value = namespace[name]
+    if not _conforms(value, hint):
+        kind = _describe(hint)
+        raise ParameterError(f"{name} must be {kind}, got {value!r} ({type(value).__name__})")
+    if rule is not None and value is not None:
+        for item in value if isinstance(value, list) else [value]:
+            _check_rule(name, item, rule)
 
 
 def _annotations(namespace: dict[str, Any]) -> dict[str, Any]:
@@ -79,15 +85,20 @@ def _annotations(namespace: dict[str, Any]) -> dict[str, Any]:
 
 
 def _given_names(namespace: dict[str, Any]) -> list[str]:
-    """Names that papermill set in the cell before this one; none without papermill."""
-    history = namespace.get("In", [])
-    previous = history[-2] if len(history) >= 2 else ""
-    if not previous.startswith(INJECTED):
-        return []
+    """Names that papermill set in its own cell; none without papermill."""
+    history = namespace.get("In")
+    cells = (
+        [cell for cell in history if isinstance(cell, str)] if isinstance(history, list) else []
+    )
     assigned: list[str] = []
-    for node in ast.parse(previous).body:
-        if isinstance(node, ast.Assign):
-            assigned += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    for cell in cells:
+        if not cell.startswith(INJECTED):
+            continue
+        for node in ast.parse(cell).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if isinstance(node, ast.AnnAssign):
+                targets = [node.target]
+            assigned += [target.id for target in targets if isinstance(target, ast.Name)]
     return assigned
 
 
@@ -100,18 +111,20 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 def _conforms(value: Any, hint: Any) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return value in arguments
+        return any(value == a and type(value) is type(a) for a in arguments)
     if origin in (Union, types.UnionType):
         return any(_conforms(value, argument) for argument in arguments)
     if origin is list:
         return isinstance(value, list) and all(_conforms(item, arguments[0]) for item in value)
+    if hint is Any:
+        return True
     if hint is None or hint is type(None):
         return value is None
     if hint in (int, float) and isinstance(value, bool):
         return False
     if hint is float:
         return isinstance(value, int | float)
-    return isinstance(value, hint)
+    return isinstance(value, origin or hint)
 
 
 def _describe(hint: Any) -> str:
@@ -131,12 +144,15 @@ def _describe(hint: Any) -> str:
 
 
 def _check_rule(name: str, value: Any, rule: Bounds | Collection[Any]) -> None:
-    if not isinstance(rule, tuple):
+    bounds = (
+        isinstance(rule, tuple) and len(rule) == 2 and not any(isinstance(r, str) for r in rule)
+    )
+    if not bounds:
         if value not in rule:
             options = ", ".join(map(repr, rule))
             raise ParameterError(f"{name} must be one of {options}, got {value!r}")
         return
-    lowest, highest = rule
+    lowest, highest = tuple(rule)
     if lowest is not None and not value >= lowest:
         raise ParameterError(f"{name} must be at least {lowest}, got {value!r}")
     if highest is not None and not value <= highest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal, get_args
 
 import pandas as pd
@@ -43,6 +43,7 @@ class TrainConfig:
     warmup : int
         Epochs of linear rise from zero at the start.
     batch_size : int
+        A last batch of a single example joins the one before it.
     epochs : int
     seed : int
         Order of the data, and any randomness inside the model (dropout).
@@ -87,7 +88,7 @@ class TrainConfig:
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
         for name in ("weight_decay", "final_lr"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
     def lr_at(self, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -143,7 +144,8 @@ class History:
 
     def table(self) -> pd.DataFrame:
         """One row per epoch."""
-        return pd.DataFrame([asdict(epoch) for epoch in self.epochs])
+        names = [column.name for column in fields(EpochRecord)]
+        return pd.DataFrame([asdict(epoch) for epoch in self.epochs], columns=names)
 
     def __str__(self) -> str:
         if self.status == "diverged":
@@ -207,29 +209,32 @@ def train(
     history = History(config)
     modes = [(module, module.training) for module in model.modules()]
     bar = tqdm(range(1, config.epochs + 1), unit="epoch", desc="train", disable=not progress)
-    with seeded(config.seed, device):
-        for epoch in bar:
-            start = time.perf_counter()
-            order = torch.randperm(train_split.examples, generator=order_rng).to(device)
-            loss, accuracy = _train_epoch(model, train_split, order, optimizer, config, epoch)
-            if not math.isfinite(loss):
-                history.status = "diverged"
-                history.message = (
-                    f"diverged in epoch {epoch}: the training loss is {loss}; "
-                    f"try a learning rate below {config.lr:g}"
-                )
-                break
-            model.eval()
-            test_loss, test_accuracy = _test(model, test_split, config)
-            rate = optimizer.param_groups[0]["lr"]
-            seconds = time.perf_counter() - start
-            record = EpochRecord(epoch, rate, loss, accuracy, test_loss, test_accuracy, seconds)
-            history.epochs.append(record)
-            bar.set_postfix(loss=f"{loss:.3g}", test_accuracy=f"{test_accuracy:.2%}")
-            for callback in callbacks:
-                callback(TrainingState(epoch, model, data, history))
-    for module, training in modes:
-        module.training = training
+    try:
+        with seeded(config.seed, device):
+            for epoch in bar:
+                start = time.perf_counter()
+                order = torch.randperm(train_split.examples, generator=order_rng).to(device)
+                trained = _train_epoch(model, train_split, order, optimizer, config, epoch)
+                model.eval()
+                tested = _test(model, test_split, config)
+                if not (math.isfinite(trained[0]) and math.isfinite(tested[0])):
+                    history.status = "diverged"
+                    history.message = (
+                        f"diverged in epoch {epoch}: training loss {trained[0]:.4g}, test "
+                        f"loss {tested[0]:.4g}; try a learning rate below {config.lr:g}"
+                    )
+                    break
+                rate = optimizer.param_groups[0]["lr"]
+                seconds = time.perf_counter() - start
+                history.epochs.append(EpochRecord(epoch, rate, *trained, *tested, seconds))
+                bar.set_postfix(loss=f"{trained[0]:.3g}", test_accuracy=f"{tested[1]:.2%}")
+                for callback in callbacks:
+                    # What a callback draws must not change what the training draws.
+                    with seeded(config.seed, device):
+                        callback(TrainingState(epoch, model, data, history))
+    finally:
+        for module, training in modes:
+            module.training = training
     return history
 
 
@@ -257,7 +262,9 @@ def _train_epoch(
 ) -> tuple[float, float]:
     """One pass over the data; mean loss and accuracy of its steps."""
     model.train()
-    batches = order.split(config.batch_size)
+    batches = list(order.split(config.batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm needs two: join the last ones
+        batches[-2:] = [torch.cat(batches[-2:])]
     totals = torch.zeros(2, dtype=torch.float64, device=order.device)
     for index, rows in enumerate(batches):
         step = (epoch - 1) * len(batches) + index

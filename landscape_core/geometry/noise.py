@@ -35,6 +35,9 @@ class NoiseScale:
 
     def __post_init__(self) -> None:
         s, g = self.covariance_trace, self.gradient_squared
+        if g.value == 0:  # not a single batch had a gradient
+            object.__setattr__(self, "scale", Estimate(math.inf, math.inf, s.samples))
+            return
         ratio = s.value / g.value
         variance = s.stderr**2 - 2 * ratio * self.covariance + (ratio * g.stderr) ** 2
         error = math.sqrt(max(variance, 0.0)) / abs(g.value)
@@ -53,11 +56,13 @@ class NoiseScale:
     def at_least(self) -> float:
         """A number that the scale exceeds with a confidence of 95 % or more; 0 if unknown.
 
-        The lower end of Tr Sigma over the upper end of |G|^2, each at a one-sided 97.5 %.
+        The lower end of ``Tr Sigma`` over the upper end of ``|G|^2``, each at 97.5 %.
         """
         low = self.covariance_trace.interval()[0]
         high = self.gradient_squared.interval()[1]
-        return max(0.0, low / high) if high > 0 else 0.0
+        if high <= 0:
+            return math.inf if low > 0 else 0.0
+        return max(0.0, low / high)
 
     def __str__(self) -> str:
         return f"{self.scale}" if self.determined else f"above {self.at_least:.2g}"

@@ -110,8 +110,8 @@ def path_profile(
     -------
     PathProfile
     """
-    if points < 2:
-        raise ValueError(f"points must be at least 2, got {points}")
+    if not isinstance(points, int) or points < 2:
+        raise ValueError(f"points must be a whole number of at least 2, got {points}")
     start = objective.example_values(path(0.0))[0].double()
     end = objective.example_values(path(1.0))[0].double()
     steps = (np.arange(points) / (points - 1)).tolist()
@@ -145,9 +145,10 @@ def barrier(profile: PathProfile) -> Estimate:
 
     .. math:: \max_t \; L(t) - \big[(1-t) L(0) + t L(1)\big]
 
-    Zero or more, as the excess is zero at both ends. The error is that of the highest point,
-    over the examples; the choice of that point among noisy ones biases the height upwards by
-    less than it. A path that is sampled coarsely can hide a peak between two points.
+    Zero or more, as the excess is zero at both ends. The error is that of the highest point
+    between them, over the examples. Where the curve is rough on the scale of its errors, the
+    choice of the highest of many points biases the height upwards, by up to two of these
+    errors; on a coarse path a peak can hide between two points.
 
     Parameters
     ----------
@@ -161,7 +162,8 @@ def barrier(profile: PathProfile) -> Estimate:
     ----------
     J. Frankle et al. 2020, arXiv:1912.05671; R. Entezari et al. 2021, arXiv:2110.06296.
     """
-    peak = int(np.argmax(profile.excess))
-    return Estimate(
-        float(profile.excess[peak]), float(profile.excess_stderr[peak]), profile.examples
-    )
+    inner, errors = profile.excess[1:-1], profile.excess_stderr[1:-1]
+    if inner.size == 0:
+        return Estimate(0.0, 0.0, profile.examples)
+    peak = int(np.argmax(inner))
+    return Estimate(max(0.0, float(inner[peak])), float(errors[peak]), profile.examples)

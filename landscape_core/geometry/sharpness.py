@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -26,19 +27,25 @@ class FlatnessProfile:
     samples : array, shape (r, d, 2)
         Rise of the loss, ``L(theta + s * radius * u) - L(theta)``, along each of d random unit
         vectors u, for s = +1 and -1. The same vectors serve every radius.
+    rounding : float
+        Size of the rounding error of a loss. ``L(theta)`` is subtracted from every sample, so
+        no number of directions averages its rounding out: rises that are not well above it
+        need a model in float64.
     """
 
     radii: np.ndarray
     samples: np.ndarray = field(repr=False)
+    rounding: float = 0.0
 
     @property
     def rises(self) -> list[Estimate]:
         """Mean rise at each radius, with its standard error over directions.
 
         The two signs of a direction are averaged first: the slope of the loss cancels exactly,
-        and the error is that of the curvature alone.
+        and the error is that of the curvature and of rounding alone.
         """
-        return [Estimate.of(row.mean(axis=1)) for row in self.samples]
+        rises = [Estimate.of(row.mean(axis=1)) for row in self.samples]
+        return [replace(r, stderr=math.hypot(r.stderr, self.rounding)) for r in rises]
 
     def table(self) -> pd.DataFrame:
         """One row per radius: mean rise, its standard error, the largest rise seen."""
@@ -108,4 +115,5 @@ def flatness_profile(
             for s, sign in enumerate((1, -1)):
                 moved = centre + float(sign * radius) * unit
                 samples[i, j, s] = float(objective.loss(moved)) - base
-    return FlatnessProfile(rho, samples)
+    rounding = 10 * torch.finfo(centre.dtype).eps * abs(base)
+    return FlatnessProfile(rho, samples, rounding)

@@ -131,7 +131,8 @@ def plane(
     theta = objective.theta if theta is None else objective.space.check(theta)
     d1 = _check_direction(objective, d1, "d1")
     d2 = _check_direction(objective, d2, "d2")
-    cosine = float((d1 / d1.norm()) @ (d2 / d2.norm()))
+    a, b = d1.double(), d2.double()
+    cosine = float((a / a.norm()) @ (b / b.norm()))
     if 1 - abs(cosine) < 1e-6:
         raise ValueError(f"d1 and d2 must not be parallel, got a cosine of {cosine:.6f}")
     steps = _steps(span, points)
@@ -147,8 +148,8 @@ def _steps(span: float, points: int) -> np.ndarray:
     """Equally spaced steps whose ends are -span and +span and whose middle is 0, exactly."""
     if not (np.isfinite(span) and span > 0):
         raise ValueError(f"span must be positive and finite, got {span}")
-    if points < 2:
-        raise ValueError(f"points must be at least 2, got {points}")
+    if not isinstance(points, int) or points < 2:
+        raise ValueError(f"points must be a whole number of at least 2, got {points}")
     return span * (2 * np.arange(points) - (points - 1)) / (points - 1)
 
 

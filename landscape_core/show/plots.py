@@ -100,7 +100,7 @@ def plot_flatness(
         panels[0].set_yscale("log")
         panels[0].set_ylim(means.min() / 3, means.max() * 3)
     else:  # some directions go down: both signs on one axis, linear around zero
-        panels[0].set_yscale("symlog", linthresh=float(np.abs(means).max()) * 1e-4)
+        panels[0].set_yscale("symlog", linthresh=max(1e-12, float(np.abs(means).max()) * 1e-4))
         panels[0].axhline(0, color="#555555", linewidth=0.8)
     panels[0].set_ylabel("rise of the loss (nats)")
     if traces:

@@ -33,9 +33,7 @@ def plot_contours(
     log : bool
         Whether levels are spaced evenly in the logarithm of the loss.
     """
-    low = min(float(np.nanmin(p.loss)) for p in planes.values())
-    high = max(float(np.nanmax(p.loss)) for p in planes.values())
-    low = max(low, high * 1e-6) if log else low
+    low, high, log = _range([plane.loss for plane in planes.values()], log)
     levels = np.geomspace(low, high, 16) if log else np.linspace(low, high, 16)
     norm: Normalize = LogNorm(low, high) if log else Normalize(low, high)
     figure = Figure(
@@ -43,7 +41,7 @@ def plot_contours(
     )
     panels = figure.subplots(1, len(planes), sharey=True, squeeze=False)[0]
     for axes, (title, plane) in zip(panels, planes.items(), strict=True):
-        loss = np.clip(plane.loss, low, high)
+        loss = np.clip(np.nan_to_num(plane.loss, nan=high), low, high)
         filled = axes.contourf(plane.x, plane.y, loss, levels, cmap=LANDSCAPE, norm=norm)
         axes.contour(plane.x, plane.y, loss, levels, colors="white", linewidths=0.4, alpha=0.7)
         for label, (x, y) in (marks or {"": (0.0, 0.0)}).items():
@@ -58,6 +56,18 @@ def plot_contours(
         bar.set_ticks(powers.tolist(), labels=[f"{power:g}" for power in powers])
     bar.set_label("loss (nats)")
     return Picture(figure)
+
+
+def _range(losses: list[np.ndarray], log: bool) -> tuple[float, float, bool]:
+    """Lowest and highest loss to draw, and whether their logarithms can be drawn."""
+    finite = np.concatenate([loss[np.isfinite(loss)] for loss in losses])
+    if finite.size == 0:
+        raise ValueError("there is nothing to draw: no loss on the planes is finite")
+    low, high = float(finite.min()), float(finite.max())
+    if log and high > 0:
+        low = max(low, high * 1e-6)
+        return (low, high, True) if low < high else (low / 2, high * 2, True)
+    return (low, high, False) if low < high else (low - 1, high + 1, False)
 
 
 @styled

@@ -67,5 +67,5 @@ def test_two_seeds_are_separated_by_a_barrier():
 def test_bad_arguments_are_refused(objective):
     with pytest.raises(ValueError, match=r"vectors of one length, got \(3,\) and \(4,\)"):
         lc.Segment(torch.zeros(3), torch.zeros(4))
-    with pytest.raises(ValueError, match="points must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="points must be a whole number of at least 2, got 1"):
         lc.path_profile(objective, lc.Segment(objective.theta, objective.theta), 1)

@@ -124,7 +124,10 @@ def test_filter_normalized_slices_do_not_see_a_rescaling_of_relu_layers():
         ),
         (lambda o, d: lc.line(o, d * torch.nan), "direction must be finite"),
         (lambda o, d: lc.line(o, d, span=0), "span must be positive and finite, got 0"),
-        (lambda o, d: lc.line(o, d, points=1), "points must be at least 2, got 1"),
+        (
+            lambda o, d: lc.line(o, d, points=1),
+            "points must be a whole number of at least 2, got 1",
+        ),
         (lambda o, d: lc.random_directions(o, 0), "count must be at least 1, got 0"),
         (lambda o, d: lc.random_directions(o, normalize="l2"), "normalize must be one of"),
     ],
