@@ -43,7 +43,7 @@ notebooks: install
 
 browser: book
 	sh tests/browser/find_chromium.sh
-	pytest tests/browser
+	pytest -n 2 tests/browser
 
 clean:
 	rm -rf _build $(VENV) build dist *.egg-info
