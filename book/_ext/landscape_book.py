@@ -34,15 +34,19 @@ PLOTLY_MIME = "application/vnd.plotly.v1+json"
 # --- 1. outputs follow the package ------------------------------------------------------------
 
 
-def package_hash() -> str:
-    """SHA-256 of every file of the package that a notebook's output can depend on."""
-    folder = Path(landscape_core.__file__).parent
+def folder_hash(folder: Path) -> str:
+    """SHA-256 of all files in a folder, names included."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(str(path.relative_to(folder)).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def package_hash() -> str:
+    """SHA-256 of every file of the package that a notebook's output can depend on."""
+    return folder_hash(Path(landscape_core.__file__).parent)
 
 
 def add_package_hash(app: Sphinx, docname: str, content: list[str]) -> None:
@@ -60,15 +64,18 @@ def add_package_hash(app: Sphinx, docname: str, content: list[str]) -> None:
         content[0] = f"{text[:end]}\n{cell}{text[end:]}"
 
 
-def outdated_notebooks(
+def outdated_pages(
     app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
 ) -> list[str]:
-    """Have Sphinx read all notebooks again when the package is not the one they ran with."""
-    current, known = package_hash(), getattr(env, "landscape_package_hash", None)
-    env.landscape_package_hash = current  # type: ignore[attr-defined]
-    if current == known:
+    """Have Sphinx read all pages again when the package or the site's own files changed.
+
+    Sphinx itself looks at the pages only, and copies no style sheet while none is outdated.
+    """
+    current = package_hash() + folder_hash(Path(app.srcdir) / "_static")
+    if current == getattr(env, "landscape_hash", None):
         return []
-    return [name for name in env.found_docs if name == "index" or name.startswith("notebooks/")]
+    env.landscape_hash = current  # type: ignore[attr-defined]
+    return list(env.found_docs)
 
 
 # --- 2. interactive figures -------------------------------------------------------------------
@@ -174,7 +181,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", set_repository)
     app.connect("builder-inited", make_static_folder)
     app.connect("source-read", add_package_hash)
-    app.connect("env-get-outdated", outdated_notebooks)
+    app.connect("env-get-outdated", outdated_pages)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("build-finished", copy_assets)
     app.add_post_transform(KeepStill)
