@@ -49,3 +49,35 @@ def test_every_public_name_is_documented_once():
 
 def test_the_version_stands_in_one_place():
     assert lc.__version__ == PROJECT["version"]
+
+
+FLOORS = [  # each may import from those before it
+    ("results", "batches", "parameter_space"),
+    ("objective",),
+    ("curvature",),
+    ("geometry",),
+    ("experiments",),
+    ("show",),
+]
+
+
+def test_imports_go_one_way_and_drawing_stays_on_the_top_floor():
+    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    for path in (ROOT / "landscape_core").rglob("*.py"):
+        room = path.relative_to(ROOT / "landscape_core").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        source = path.read_text()
+        for name in re.findall(r"^\s*from landscape_core\.(\w+)", source, re.MULTILINE):
+            assert floor[name] <= floor[room], f"{path.name} imports {name}"
+        if room != "show":
+            assert not re.search(
+                r"^\s*(?:from|import) (?:matplotlib|plotly|seaborn)", source, re.M
+            )
+        if room in ("curvature", "geometry"):
+            assert "experiments" not in source
+
+
+def test_no_module_outgrows_its_room():
+    for path in (ROOT / "landscape_core").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path.name
