@@ -24,7 +24,8 @@ def as_batches(batches: Any, device: torch.device) -> list[Batch] | Iterable[Bat
         batches = [batches]
     if not isinstance(batches, Sequence):
         raise TypeError(
-            "batches must be an (inputs, targets) pair, a list of pairs or a DataLoader, "
+            "batches must be an (inputs, targets) pair such as data.train, a list of pairs or "
+            "a DataLoader, "
             f"got {type(batches).__name__}"
         )
     for index, batch in enumerate(batches):

@@ -93,6 +93,11 @@ class Objective:
         if batchnorm not in get_args(BatchNormPolicy):
             options = ", ".join(map(repr, get_args(BatchNormPolicy)))
             raise ValueError(f"batchnorm must be one of {options}, got {batchnorm!r}")
+        if isinstance(criterion, type):
+            name = criterion.__name__
+            raise TypeError(
+                f"criterion must be a function or an instance: {name}(), got {name}"
+            )
         self.model = model
         self.criterion = criterion
         self.batchnorm = batchnorm
@@ -107,6 +112,9 @@ class Objective:
         self._data = as_batches(batches, self.space.device)
         self._check_batchnorm()
         self._check_criterion()
+
+    def __repr__(self) -> str:
+        return f"Objective(n={self.n}, {self.space.dtype}, {self.space.device})"
 
     @property
     def n(self) -> int:
@@ -141,8 +149,6 @@ class Objective:
         else:
             inputs, targets = gather(self._data, indices)
         return to_device(inputs, self.space.device), targets.to(self.space.device)
-
-    # --- the loss and its derivatives ------------------------------------------------------
 
     def loss(self, theta: Tensor | None = None) -> Tensor:
         """Mean loss over all examples at theta, a scalar tensor."""
@@ -248,8 +254,6 @@ class Objective:
         per_example = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)
         for inputs, targets in self.batches():
             yield per_example(theta, inputs, targets).detach()
-
-    # --- how the model is evaluated --------------------------------------------------------
 
     def statistics(self, theta: Tensor) -> dict[str, Tensor]:
         """Buffers that the model is to use at theta; empty where it keeps its own.

@@ -275,3 +275,24 @@ def test_a_chosen_block_that_the_loss_does_not_use_is_refused():
         lc.Objective(Unused(), F.cross_entropy, data(), parameters="idle.*")
     with pytest.raises(ValueError, match=r"no parameters match 'none\.\*'"):
         lc.Objective(Unused(), F.cross_entropy, data(), parameters=["weight", "none.*"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda o: lc.top_eigenpairs(o), r"such as Hessian\(objective\), got Objective"),
+        (lambda o: lc.trace(o), "an operator is needed"),
+        (lambda o: lc.Hessian(o.model), "Hessian needs an Objective.*, got Linear"),
+        (lambda o: lc.Segment(o, o), "such as objective.theta, got Objective"),
+        (lambda o: lc.path_profile(o, o.theta), "path must be callable.*, got Tensor"),
+        (lambda o: lc.train(o.model, data()), "data must be Images.*, got tuple"),
+        (lambda o: lc.train(o.model, lc.load("digits"), {}), "must be a TrainConfig, got dict"),
+        (
+            lambda o: lc.Objective(o.model, nn.CrossEntropyLoss, data()),
+            r"CrossEntropyLoss\(\), got CrossEntropyLoss",
+        ),
+    ],
+)
+def test_a_thing_of_another_kind_is_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call(lc.Objective(nn.Linear(4, 3), F.cross_entropy, data()))

@@ -28,6 +28,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 import landscape_core
 
 ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = "launch-buttons"  # the theme's name for its menu of live services
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
 
@@ -158,6 +159,20 @@ def drop_thebe(
             context[kind] = [file for file in context[kind] if "thebe" not in str(file)]
 
 
+def mend_buttons(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Point the edit buttons of text pages into book/, and offer Colab for notebooks only."""
+    if pagename.startswith("notebooks/"):
+        return
+    groups = context.get("header_buttons", [])
+    context["header_buttons"] = [group for group in groups if group.get("label") != LAUNCH]
+    for group in context["header_buttons"]:
+        for button in group.get("buttons", []):
+            if "/edit/" in str(button.get("url")):
+                button["url"] = button["url"].replace("/edit/main/", "/edit/main/book/")
+
+
 # --- 4. the repository ------------------------------------------------------------------------
 
 
@@ -183,6 +198,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", add_package_hash)
     app.connect("env-get-outdated", outdated_pages)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", mend_buttons, priority=901)
     app.connect("build-finished", copy_assets)
     app.add_post_transform(KeepStill)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from landscape_core.curvature.lanczos import KrylovBasis
-from landscape_core.curvature.operators import SymmetricOperator
+from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.results import Eigenpairs
 
@@ -71,6 +71,7 @@ def top_eigenpairs(
     >>> [round(value, 4) for value in pairs.values.tolist()]
     [-7.0, 5.0]
     """
+    check_operator(operator)
     n = operator.n
     if which not in get_args(Which):
         options = ", ".join(map(repr, get_args(Which)))

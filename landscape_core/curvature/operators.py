@@ -58,6 +58,13 @@ class SymmetricOperator:
         return self @ torch.eye(self.n, dtype=self.dtype, device=self.device)
 
 
+def check_operator(operator: object) -> None:
+    """Refuse what is not an operator, and say how to make one."""
+    if not isinstance(operator, SymmetricOperator):
+        kind = type(operator).__name__
+        raise TypeError(f"an operator is needed, such as Hessian(objective), got {kind}")
+
+
 class Matrix(SymmetricOperator):
     """A dense symmetric matrix as an operator: for examples, tests and small problems.
 
@@ -120,6 +127,9 @@ class Hessian(SymmetricOperator):
     """
 
     def __init__(self, objective: Objective, theta: Tensor | None = None) -> None:
+        if not isinstance(objective, Objective):
+            kind = type(objective).__name__
+            raise TypeError(f"Hessian needs an Objective(model, criterion, data), got {kind}")
         space = objective.space
         super().__init__(space.n, space.dtype, space.device)
         self.objective = objective

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from landscape_core.curvature.operators import SymmetricOperator
+from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Distribution, Seed, generator, probe
 from landscape_core.results import Estimate
 
@@ -48,6 +48,7 @@ def trace(
     >>> print(trace(Matrix(torch.diag(torch.tensor([3.0, 1.0]))), probes=8))
     4 ± 0
     """
+    check_operator(operator)
     if probes < 2:
         raise ValueError(f"probes must be at least 2, got {probes}")
     rng = generator(seed, operator.device)

@@ -108,7 +108,7 @@ def load(
     name : str
         ``"digits"`` (scikit-learn's 1,797 handwritten digits of 8x8, inside its wheel: no
         download), ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"`` or ``"cifar100"``
-        (through torchvision).
+        (through torchvision); or any other name for which ``<root>/<name>.npz`` is there.
     root : path or None
         Folder that keeps ``<name>.npz``: four arrays ``train_images, train_labels,
         test_images, test_labels``, images uint8 (N, H, W, C), labels int64 (N,). Putting such
@@ -136,8 +136,6 @@ def load(
     >>> print(load("digits", subset=(500, 100)))  # doctest: +ELLIPSIS
     digits: 500 training and 100 test images of 1x8x8, 10 classes, sha256 ...
     """
-    if name != "digits" and name not in DOWNLOADS:
-        raise ValueError(f"there is no data set {name!r}; there are {['digits', *DOWNLOADS]}")
     arrays = _digits() if name == "digits" else _cached(name, _folder(root))
     return _from_arrays(name, arrays, subset, seed)
 
@@ -211,7 +209,10 @@ def _digits() -> Arrays:
 def _cached(name: str, folder: Path) -> Arrays:
     path = folder / f"{name}.npz"
     if not path.exists():
-        _keep(path, _download(name, folder))
+        if name not in DOWNLOADS:
+            known = ", ".join(["digits", *DOWNLOADS])
+            raise ValueError(f"there is no data set {name!r}: there are {known}, and no {path}")
+        _keep(path, _download(name, path))
     return _read(path)
 
 
@@ -252,16 +253,16 @@ def _keep(path: Path, arrays: Arrays) -> None:
         raise
 
 
-def _download(name: str, folder: Path) -> Arrays:
+def _download(name: str, path: Path) -> Arrays:
     kind: Callable[..., Any] = getattr(torchvision_datasets(), DOWNLOADS[name])
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}-download-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=f"{name}-download-") as temporary:
         try:
             parts = [kind(temporary, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:  # URLError is an OSError
+            reason = str(error).strip().splitlines()[0]
             raise ConnectionError(
-                f"{name} is not in {folder} and could not be downloaded ({error}): connect to "
-                f"the network, or put {name}.npz there (or in a folder named by LANDSCAPE_DATA)"
+                f"{path} is not there and {name} could not be downloaded ({reason}): connect "
+                f"to the network, or put that file there, with the arrays {', '.join(KEYS)}"
             ) from error
     arrays: Arrays = {}
     for part, dataset in zip(("train", "test"), parts, strict=True):
@@ -285,6 +286,9 @@ def _as_arrays(source: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(pixels, Tensor) and pixels.ndim == 4:
         pixels = pixels.permute(0, 2, 3, 1)
     array = np.asarray(pixels)
+    if array.ndim == 4 and array.shape[3] > 4 and array.shape[1] in (1, 3, 4):
+        layout = "tensors (N, C, H, W)" if isinstance(pixels, Tensor) else "arrays (N, H, W, C)"
+        raise ValueError(f"{part} images must be {layout}, got shape {tuple(source[0].shape)}")
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4:

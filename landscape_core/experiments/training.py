@@ -201,6 +201,11 @@ def train(
     -------
     History
     """
+    if not isinstance(data, Images):
+        kind = type(data).__name__
+        raise TypeError(f"data must be Images, from load(...) or images(...), got {kind}")
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
     device = next(model.parameters()).device
     train_split = Split(*(x.to(device) for x in data.train))
     test_split = Split(*(x.to(device) for x in data.test))

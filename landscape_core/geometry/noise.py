@@ -65,7 +65,9 @@ class NoiseScale:
         return max(0.0, low / high)
 
     def __str__(self) -> str:
-        return f"{self.scale}" if self.determined else f"above {self.at_least:.2g}"
+        return (
+            f"{self.scale}" if self.determined else f"above {float(f'{self.at_least:.2g}'):,g}"
+        )
 
 
 def gradient_noise_scale(

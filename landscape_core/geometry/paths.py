@@ -37,6 +37,9 @@ class Segment:
     """
 
     def __init__(self, theta_a: Tensor, theta_b: Tensor) -> None:
+        if not (isinstance(theta_a, Tensor) and isinstance(theta_b, Tensor)):
+            kind = type(theta_b if isinstance(theta_a, Tensor) else theta_a).__name__
+            raise TypeError(f"the ends must be vectors such as objective.theta, got {kind}")
         if theta_a.shape != theta_b.shape or theta_a.ndim != 1:
             raise ValueError(
                 "the ends must be vectors of one length, "
@@ -112,6 +115,9 @@ def path_profile(
     """
     if not isinstance(points, int) or points < 2:
         raise ValueError(f"points must be a whole number of at least 2, got {points}")
+    if not callable(path):
+        kind = type(path).__name__
+        raise TypeError(f"path must be callable, such as Segment(theta_a, theta_b), got {kind}")
     start = objective.example_values(path(0.0))[0].double()
     end = objective.example_values(path(1.0))[0].double()
     steps = (np.arange(points) / (points - 1)).tolist()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from landscape_core.experiments.data import Split
 from landscape_core.experiments.training import History
@@ -106,9 +106,9 @@ def plot_flatness(
     if traces:
         panels[1].axhline(1, color="#555555", linewidth=0.8, linestyle="--")
         panels[1].set(ylabel="measured / predicted", yscale="log")
+        panels[1].yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         panels[1].yaxis.set_major_formatter("{x:g}")
-        panels[1].yaxis.set_minor_formatter("{x:g}")
-        panels[1].tick_params(axis="y", which="minor", labelsize=7)
+        panels[1].yaxis.set_minor_formatter(NullFormatter())
     for axes in panels:
         axes.set(xscale="log", xlabel="radius (l2 norm, all weights)")
     _legend_above(figure, panels[0], "mean and 95 % interval over directions")

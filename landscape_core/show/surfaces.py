@@ -14,6 +14,7 @@ from landscape_core.geometry.slices import Plane
 from landscape_core.show.picture import Picture
 from landscape_core.show.style import LANDSCAPE, WIDTH, styled
 
+LOSS = "loss (nats)"
 GREY = "#808080"  # legible on a white page and on a dark one
 MARK = "#d55e00"  # the colour-blind palette's vermilion
 Marks = Mapping[str, tuple[float, float]]
@@ -95,10 +96,9 @@ def plot_surface(
     loss = plane.loss if ceiling is None else np.minimum(plane.loss, ceiling)
     height = np.log10(np.maximum(loss, 1e-12)) if log else loss
     points = _marked(plane, height, marks or {})
-    label = "log10 loss" if log else "loss (nats)"
     return Picture(
-        _still(plane, height, label, title, points),
-        _interactive(plane, height, label, title, points),
+        _still(plane, height, log, title, points),
+        _interactive(plane, height, log, title, points),
     )
 
 
@@ -114,23 +114,27 @@ def _marked(
 
 
 def _still(
-    plane: Plane, height: np.ndarray, label: str, title: str, points: list[Any]
+    plane: Plane, height: np.ndarray, log: bool, title: str, points: list[Any]
 ) -> Figure:
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes: Any = figure.add_subplot(projection="3d")
     x, y = np.meshgrid(plane.x, plane.y)
+    axes.computed_zorder = False  # what marks the surface is drawn over it
     axes.plot_surface(x, y, height, cmap=LANDSCAPE, rcount=80, ccount=80, linewidth=0)
-    lift = 0.02 * (height.max() - height.min())
+    top, bottom = float(height.max()), float(height.min())
     for name, px, py, pz in points:
-        axes.scatter([px], [py], [pz + lift], color="black", s=22, depthshade=False)
-        axes.text(px, py, pz + 3 * lift, name, fontsize=9)
-    axes.set(xlabel="direction 1", ylabel="direction 2", zlabel=label, title=title)
-    axes.view_init(elev=35, azim=-60)
+        head = max(top, pz + 0.2 * (top - bottom))
+        axes.plot([px, px], [py, py], [pz, head], color=MARK, linewidth=1.5, zorder=50)
+        axes.text(px, py, head, name, fontsize=9, color=MARK, ha="center", zorder=51)
+    axes.set(xlabel="direction 1", ylabel="direction 2", zlabel=LOSS, title=title)
+    if log:
+        axes.set_zticks(*_loss_ticks(height))
+    axes.view_init(elev=32, azim=-46)
     return figure
 
 
 def _interactive(
-    plane: Plane, height: np.ndarray, label: str, title: str, points: list[Any]
+    plane: Plane, height: np.ndarray, log: bool, title: str, points: list[Any]
 ) -> go.Figure:
     shown = [plane.loss] if plane.accuracy is None else [plane.loss, plane.accuracy]
     accuracy = "" if plane.accuracy is None else "<br>accuracy %{customdata[1]:.1%}"
@@ -143,10 +147,15 @@ def _interactive(
         + accuracy
         + "<extra></extra>",
         colorscale="Viridis",
-        colorbar={"title": {"text": label}, "thickness": 12, "len": 0.6, "outlinewidth": 0},
+        colorbar={"title": {"text": LOSS}, "thickness": 12, "len": 0.6, "outlinewidth": 0},
         lighting={"ambient": 0.65, "diffuse": 0.6, "specular": 0.15, "roughness": 0.8},
         contours={"z": {"show": True, "usecolormap": True, "project": {"z": True}}},
     )
+    ticks: dict[str, Any] = {}
+    if log:
+        values, labels = _loss_ticks(height)
+        ticks = {"tickvals": values, "ticktext": labels}
+        surface.colorbar.update(ticks)
     figure = go.Figure(surface)
     for pin in _pins(points, height):
         figure.add_trace(pin)
@@ -157,8 +166,8 @@ def _interactive(
         scene={
             "xaxis": {**axis, "title": {"text": "direction 1"}},
             "yaxis": {**axis, "title": {"text": "direction 2"}},
-            "zaxis": {**axis, "title": {"text": label}},
-            "camera": {"eye": {"x": 1.15, "y": -1.2, "z": 0.95}},
+            "zaxis": {**axis, **ticks, "title": {"text": LOSS}},
+            "camera": {"eye": {"x": 1.3, "y": -1.35, "z": 0.95}, "center": {"z": -0.12}},
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
         },
         font={"color": GREY},
@@ -190,3 +199,10 @@ def _pins(points: list[Any], height: np.ndarray) -> list[go.Scatter3d]:
         )
         pins.append(pin)
     return pins
+
+
+def _loss_ticks(height: np.ndarray) -> tuple[list[float], list[str]]:
+    """Whole powers of ten of the loss, for heights that are its logarithms."""
+    low, high = int(np.ceil(height.min())), int(np.floor(height.max()))
+    powers = list(range(low, high + 1))
+    return [float(power) for power in powers], [f"{10.0**power:g}" for power in powers]

@@ -121,9 +121,7 @@ def test_without_a_network_one_sentence_names_both_remedies(tmp_path, monkeypatc
                 raise OSError("no route to host")
 
     monkeypatch.setattr(module, "torchvision_datasets", lambda: Offline)
-    with pytest.raises(
-        ConnectionError, match=r"no route.*connect to the network, or put mnist.npz"
-    ):
+    with pytest.raises(ConnectionError, match=r"no route.*connect to the network, or put that"):
         lc.load("mnist", root=tmp_path)
     assert os.listdir(tmp_path) == []
 
@@ -165,16 +163,25 @@ def test_torchvision_knows_every_data_set_that_is_offered():
         assert hasattr(datasets, name)
 
 
+def test_any_other_file_of_the_folder_is_read_by_its_name(folder):
+    np.savez(folder / "mine.npz", **arrays(channels=1))
+    assert lc.load("mine").input_shape == (1, 6, 5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: lc.load("minst"), "there is no data set 'minst'; there are"),
+        (lambda: lc.load("minst"), "there is no data set 'minst': there are digits, mnist"),
         (lambda: lc.load("digits", subset=3), "from 10 .one a class. to 1427 examples.*got 3"),
         (lambda: lc.load("digits", subset=5000), "or all 1437; got 5000"),
         (lambda: lc.images((np.zeros((3, 4)), [0, 1, 2]), 0), "got shape"),
         (
             lambda: lc.images((np.zeros((3, 4, 4)), [0.5, 1, 2]), 0),
             "integers from 0, got float64",
+        ),
+        (
+            lambda: lc.images((np.zeros((9, 3, 8, 8)), range(9)), 0),
+            r"arrays \(N, H, W, C\), got shape \(9, 3, 8, 8\)",
         ),
         (lambda: lc.images(7, 7), "train must be .images, labels. or a torch Dataset"),
         (lambda: lc.load("digits").train.batches(0), "batch size must be at least 1, got 0"),
