@@ -89,8 +89,11 @@ class Visit:
         for top in range(0, height, 600):
             self.page.evaluate(f"window.scrollTo(0, {top})")
             self.page.wait_for_timeout(30)
+        # A busy machine may paint no frame while the scroll passes a figure, and an unseen figure
+        # is rightly not drawn: each is brought into view before its drawing is waited for.
         for figure in self.page.query_selector_all(".landscape-live"):
-            self.page.wait_for_function("e => e.dataset.ready", arg=figure)
+            figure.scroll_into_view_if_needed()
+            self.page.wait_for_function("e => e.dataset.ready", arg=figure, timeout=120_000)
 
 
 @pytest.fixture
@@ -139,7 +142,8 @@ def test_the_surface_turns_when_it_is_dragged(visit, path, width):
     page = here.open(path)
     figure = page.locator(".landscape-live").first
     figure.scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('.landscape-live').dataset.ready")
+    drawn = "document.querySelector('.landscape-live').dataset.ready"
+    page.wait_for_function(drawn, timeout=120_000)
     assert not page.locator(".landscape-still").first.is_visible()
     scene = figure.locator(".gl-container canvas").first
     scene.scroll_into_view_if_needed()
