@@ -14,7 +14,8 @@ True
 from importlib.metadata import version
 
 from landscape_core.curvature.eigen import top_eigenpairs
-from landscape_core.curvature.operators import Hessian, Matrix, SymmetricOperator
+from landscape_core.curvature.hessian import Hessian
+from landscape_core.curvature.operators import Matrix, SymmetricOperator
 from landscape_core.curvature.trace import trace
 from landscape_core.experiments.data import Images, Split, images, load
 from landscape_core.experiments.models import MLP, SmallCNN

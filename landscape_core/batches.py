@@ -12,15 +12,17 @@ from torch.utils.data import DataLoader, SequentialSampler
 Batch = tuple[Any, Tensor]
 
 
-def as_batches(batches: Any, device: torch.device) -> list[Batch] | Iterable[Batch]:
+def as_batches(batches: Any, place: Callable[[Any], Any]) -> list[Batch] | Iterable[Batch]:
     """Bring what the user gave to an iterable of (inputs, targets), or say what is wrong.
 
-    Tensors move to `device` once; the batches of a DataLoader move as they are read.
+    `place` moves tensors to their device, once; a DataLoader's are left to be moved as read.
     """
     if isinstance(batches, DataLoader):
         _check_loader(batches)
         return batches
-    if is_tuple(batches) and len(batches) == 2 and isinstance(batches[1], Tensor):
+    if isinstance(batches, Mapping) or (
+        is_tuple(batches) and len(batches) == 2 and isinstance(batches[1], Tensor)
+    ):
         batches = [batches]
     if not isinstance(batches, Sequence):
         raise TypeError(
@@ -28,11 +30,20 @@ def as_batches(batches: Any, device: torch.device) -> list[Batch] | Iterable[Bat
             "a DataLoader, "
             f"got {type(batches).__name__}"
         )
+    batches = [as_pair(batch) for batch in batches]
     for index, batch in enumerate(batches):
         pair = is_tuple(batch) and len(batch) == 2 and isinstance(batch[1], Tensor)
         if not pair or batch[1].ndim == 0:
             raise TypeError(f"batch {index} must be (inputs, targets) with a tensor of targets")
-    return [(to_device(inputs, device), targets.to(device)) for inputs, targets in batches]
+    return [(place(inputs), place(targets)) for inputs, targets in batches]
+
+
+def as_pair(batch: Any) -> Any:
+    """Split a dict with "labels" into (inputs, targets); anything else stays as it is."""
+    if isinstance(batch, Mapping) and "labels" in batch:
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        return inputs, batch["labels"]
+    return batch
 
 
 def _check_loader(loader: DataLoader[Any]) -> None:
@@ -81,9 +92,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
-def to_device(inputs: Any, device: torch.device) -> Any:
-    """Move every tensor to `device`."""
-    return map_tensors(lambda x: x.to(device, non_blocking=True), inputs)
+def move(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`x` on `device`; in `dtype` if it is of half precision."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return x.to(device, dtype if half else None, non_blocking=True)
 
 
 def gather(batches: Iterable[Batch], indices: Tensor) -> Batch:

@@ -8,10 +8,8 @@ buffers, gradients or mode.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from operator import itemgetter
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,19 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from landscape_core.batches import (
-    Batch,
-    as_batches,
-    gather,
-    hits,
-    is_tuple,
-    map_tensors,
-    to_device,
-)
+from landscape_core.batches import Batch, as_batches, as_pair, gather, hits, is_tuple, map_tensors, move
+from landscape_core.criteria import Criterion, check_criterion, draws_nothing, split_loss
 from landscape_core.parameter_space import ParameterChoice, ParameterSpace
 from landscape_core.results import Estimate, Evaluation
 
-Criterion = Callable[[Any, Tensor], Tensor]
 BatchNormPolicy = Literal["eval", "batch", "refresh"]
 
 
@@ -43,12 +33,16 @@ class Objective:
     Parameters
     ----------
     model : nn.Module
+        In float32 or float64; a model in bfloat16 or float16 is measured at its weights in
+        float32 arithmetic, because second derivatives in half precision err by per cents.
     criterion : callable
-        ``criterion(outputs, targets) -> scalar``, the mean over the examples of a batch.
+        ``criterion(outputs, targets) -> scalar``, the mean over the examples of a batch. Of a
+        model that returns a mapping with ``"logits"`` (Hugging Face), it gets the logits.
     batches : pair, sequence of pairs, or DataLoader
         One ``(inputs, targets)``, a list of them, or a loader that gives the same batches every
         time. Inputs may be a tensor, a tuple (positional arguments) or a dict (keyword
-        arguments); the first axis of targets counts the examples. Batches may be of different
+        arguments); the first axis of targets counts the examples. A dict with ``"labels"``, as
+        Hugging Face loaders give, is inputs and targets in one. Batches may be of different
         sizes: every mean is over examples, not over batches.
     parameters : str, sequence of str, callable or None
         Which parameters make up theta; see :class:`ParameterSpace`.
@@ -107,9 +101,11 @@ class Objective:
         # Copies, so that what happens to the model afterwards does not change L(theta).
         chosen = set(self.space.names)
         others = {k: p.detach().clone() for k, p in parameters_now.items() if k not in chosen}
-        self._constants = others
-        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        self._data = as_batches(batches, self.space.device)
+        self._constants: dict[str, Tensor] = self._place(others)
+        self._buffers: dict[str, Tensor] = self._place(
+            {name: buffer.clone() for name, buffer in model.named_buffers()}
+        )
+        self._data = as_batches(batches, self._place)
         self._check_batchnorm()
         self._check_criterion()
 
@@ -134,10 +130,10 @@ class Objective:
         state = torch.get_rng_state()
         data = iter(self._data)  # a DataLoader draws a number here
         torch.set_rng_state(state)
-        for inputs, targets in data:
+        for inputs, targets in map(as_pair, data):
             if len(targets):
                 empty = False
-                yield to_device(inputs, self.space.device), targets.to(self.space.device)
+                yield self._place(inputs), self._place(targets)
         if empty:
             raise ValueError("the data are empty: at least one example is needed")
 
@@ -145,10 +141,10 @@ class Objective:
         """Return the examples at `indices`, shape (b,), as one batch."""
         if isinstance(self._data, DataLoader):
             dataset, collate = self._data.dataset, self._data.collate_fn
-            inputs, targets = collate([dataset[int(i)] for i in indices])
+            inputs, targets = as_pair(collate([dataset[int(i)] for i in indices]))
         else:
             inputs, targets = gather(self._data, indices)
-        return to_device(inputs, self.space.device), targets.to(self.space.device)
+        return self._place(inputs), self._place(targets)
 
     def loss(self, theta: Tensor | None = None) -> Tensor:
         """Mean loss over all examples at theta, a scalar tensor."""
@@ -166,13 +162,19 @@ class Objective:
         """Mean loss and accuracy from one pass; accuracy is None without class labels."""
         return self._totals(self._at(theta), accuracy=True)
 
-    def gradient(self, theta: Tensor | None = None) -> Tensor:
-        """Gradient of the mean loss at theta, shape (n,)."""
+    def gradient(
+        self, theta: Tensor | None = None, statistics: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Gradient of the mean loss at theta, shape (n,).
+
+        `statistics` holds BatchNorm at what :meth:`statistics` gave; None computes it.
+        """
         theta = self._at(theta)
-        buffers = self.statistics(theta)
+        if statistics is None:
+            statistics = self.statistics(theta)
         total, count = torch.zeros_like(theta), 0
         for batch in self.batches():
-            total += self.batch_gradient(theta, batch, buffers) * len(batch[1])
+            total += self.batch_gradient(theta, batch, statistics) * len(batch[1])
             count += len(batch[1])
         return total / count
 
@@ -199,10 +201,22 @@ class Objective:
         """
         if statistics is None:
             statistics = self.statistics(theta)
-        inputs, targets = batch
+        outputs = self.batch_outputs(self.space.unflatten(theta), batch[0], statistics)
+        return self.output_loss(outputs, batch[1])
+
+    def batch_outputs(
+        self, parameters: Mapping[str, Tensor], inputs: Any, statistics: dict[str, Tensor]
+    ) -> Any:
+        """What the model makes of the inputs of a batch, differentiable twice.
+
+        `parameters` names and shapes the pieces of theta, as ``space.unflatten`` does.
+        """
         # The fused attention kernels have no second derivative; the math backend has.
         with self._modes(), sdpa_kernel(SDPBackend.MATH):
-            outputs = self._outputs(theta, inputs, statistics)
+            return self._outputs(parameters, inputs, statistics)
+
+    def output_loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Mean loss of outputs, a scalar."""
         loss = self.criterion(outputs, targets)
         if not isinstance(loss, Tensor):
             raise TypeError(f"criterion must return a tensor, got {type(loss).__name__}")
@@ -217,12 +231,13 @@ class Objective:
         """
         theta = self._at(theta)
         statistics = self.statistics(theta)
+        parameters = self.space.unflatten(theta)
         losses, correct = [], []
         with torch.no_grad():
             for inputs, targets in self.batches():
                 with self._modes():
-                    outputs = self._outputs(theta, inputs, statistics)
-                losses.append(self._split_loss(outputs, targets))
+                    outputs = self._outputs(parameters, inputs, statistics)
+                losses.append(split_loss(self.criterion, outputs, targets))
                 correct.append(hits(outputs, targets))
         labelled = [of_batch for of_batch in correct if of_batch is not None]
         complete = len(labelled) == len(correct)
@@ -278,7 +293,7 @@ class Objective:
                 for layer in layers:
                     layer.momentum = len(targets) / seen
                 with torch.no_grad(), self._modes(batch_statistics=True):
-                    self._outputs(theta.detach(), inputs, buffers)
+                    self._outputs(self.space.unflatten(theta.detach()), inputs, buffers)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
@@ -287,14 +302,25 @@ class Objective:
     def _at(self, theta: Tensor | None) -> Tensor:
         return self.theta if theta is None else self.space.check(theta)
 
-    def _outputs(self, theta: Tensor, inputs: Any, statistics: dict[str, Tensor]) -> Any:
+    def _place(self, value: Any) -> Any:
+        """Move tensors to the model's device; half precision becomes theta's."""
+        return map_tensors(lambda x: move(x, self.space.device, self.space.dtype), value)
+
+    def _outputs(
+        self, parameters: Mapping[str, Tensor], inputs: Any, statistics: dict[str, Tensor]
+    ) -> Any:
         buffers = statistics
         if not statistics:  # copies again: BatchNorm and others write into theirs
             buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        state = {**self._constants, **self.space.unflatten(theta), **buffers}
+        state = {**self._constants, **parameters, **buffers}
         if isinstance(inputs, Mapping):
-            return functional_call(self.model, state, (), dict(inputs))
-        return functional_call(self.model, state, inputs if is_tuple(inputs) else (inputs,))
+            outputs = functional_call(self.model, state, (), dict(inputs))
+        else:
+            arguments = inputs if is_tuple(inputs) else (inputs,)
+            outputs = functional_call(self.model, state, arguments)
+        if isinstance(outputs, Mapping) and "logits" in outputs:
+            return outputs["logits"]
+        return outputs
 
     @contextmanager
     def _modes(self, batch_statistics: bool | None = None) -> Iterator[None]:
@@ -320,9 +346,10 @@ class Objective:
         statistics = self.statistics(theta)
         loss = correct = torch.zeros((), dtype=torch.float64, device=theta.device)
         count = labelled = 0
+        parameters = self.space.unflatten(theta)
         for inputs, targets in self.batches():
             with self._modes():
-                outputs = self._outputs(theta, inputs, statistics)
+                outputs = self._outputs(parameters, inputs, statistics)
             loss = loss + self.criterion(outputs, targets).double() * len(targets)
             count += len(targets)
             right = hits(outputs, targets) if accuracy else None
@@ -330,20 +357,6 @@ class Objective:
                 correct = correct + right.sum()
                 labelled += len(targets)
         return loss / count, correct / count if labelled == count else None
-
-    def _split_loss(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Loss of each example of a batch, from the outputs of the whole batch."""
-
-        def one(output: Any, target: Tensor) -> Tensor:
-            single = map_tensors(lambda x: x.unsqueeze(0), output)
-            return self.criterion(single, target.unsqueeze(0))
-
-        try:
-            return vmap(one)(outputs, targets)
-        except (RuntimeError, TypeError, ValueError):  # vmap does not follow every criterion
-            return torch.stack(
-                [one(map_tensors(itemgetter(i), outputs), y) for i, y in enumerate(targets)]
-            )
 
     def _norms(self) -> list[tuple[str, _BatchNorm]]:
         return [(k, m) for k, m in self.model.named_modules() if isinstance(m, _BatchNorm)]
@@ -368,30 +381,17 @@ class Objective:
         if batch is None:
             batch = next(self.batches())
         leaf = self.theta.clone().requires_grad_()
-        statistics = self.statistics(self.theta)
+        with draws_nothing(self.space.device):
+            statistics = self.statistics(self.theta)
+            with torch.enable_grad():
+                outputs = self.batch_outputs(self.space.unflatten(leaf), batch[0], statistics)
         with torch.enable_grad():
-            loss = self.batch_loss(leaf, batch, statistics)
+            loss = self.output_loss(outputs, batch[1])
             slope = None
             if loss.requires_grad:
                 slope = torch.autograd.grad(loss, leaf, allow_unused=True)[0]
         if slope is None:
             raise ValueError("the loss does not depend on theta: it carries no gradient")
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ValueError(f"the loss of the first batch must be finite, got {value}")
-        with torch.no_grad(), self._modes():
-            outputs = self._outputs(self.theta, batch[0], statistics)
-            mean = float(self._split_loss(outputs, batch[1]).mean())
-        rounding = torch.finfo(loss.dtype).eps ** 0.5 * max(abs(value), abs(mean))
-        if abs(value - mean) <= rounding:
-            return
-        if abs(value - mean * len(batch[1])) <= len(batch[1]) * rounding:
-            raise ValueError(
-                f"criterion must be the mean over examples, got their sum ({value:.4g}, where "
-                f"the mean is {mean:.4g}): use reduction='mean'"
-            )
-        raise ValueError(
-            f"criterion must be the mean over examples, got {value:.4g} for a batch whose "
-            f"examples have a mean of {mean:.4g}: class weights, ignored targets and shapes "
-            "that broadcast make it another mean"
-        )
+        with torch.no_grad():
+            outputs = map_tensors(torch.Tensor.detach, outputs)
+            check_criterion(self.criterion, outputs, batch[1], loss.detach())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from torch import Tensor, cat, nn
+import torch
+from torch import Tensor, nn
 
 ParameterChoice = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 
@@ -19,6 +20,15 @@ class ParameterSpace:
     parameters : str, sequence of str, callable or None
         A glob pattern (``"layer3.*"``), several of them, or ``choose(name, tensor) -> bool``.
         None takes every parameter that requires a gradient. Tied parameters count once.
+
+    Attributes
+    ----------
+    names, shapes, sizes : tuple
+        Of the chosen parameters, in the order in which they stand in theta.
+    n : int
+        Number of entries of theta.
+    dtype : torch.dtype
+        Of theta: the parameters' own, or float32 where they are of half precision.
 
     Raises
     ------
@@ -55,6 +65,8 @@ class ParameterSpace:
         self.dtype, self.device = kinds.pop()
         if not self.dtype.is_floating_point:
             raise ValueError(f"parameters must be real floating point, got {self.dtype}")
+        if self.dtype in (torch.bfloat16, torch.float16):
+            self.dtype = torch.float32
         self.names = tuple(chosen)
         self.shapes = tuple(p.shape for p in chosen.values())
         self.sizes = tuple(p.numel() for p in chosen.values())
@@ -62,7 +74,8 @@ class ParameterSpace:
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Concatenate the named tensors into one new vector, shape (n,)."""
-        return cat([tensors[name].detach().reshape(-1) for name in self.names])
+        pieces = [tensors[name].detach().reshape(-1) for name in self.names]
+        return torch.cat(pieces).to(self.dtype)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Name and shape the pieces of theta; they are views of it."""

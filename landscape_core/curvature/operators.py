@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from landscape_core.objective import Objective
+from landscape_core.results import Eigenpairs
 
 
 class SymmetricOperator:
@@ -17,6 +17,8 @@ class SymmetricOperator:
     ----------
     matvecs : int
         Products with single vectors made so far.
+    rounding : float
+        Relative error to expect of a product; that of the dtype unless a subclass says more.
     """
 
     n: int
@@ -25,6 +27,7 @@ class SymmetricOperator:
 
     def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
         self.n, self.dtype, self.device = n, dtype, device
+        self.rounding = torch.finfo(dtype).eps
         self.matvecs = 0
 
     def _multiply(self, vectors: Tensor) -> Tensor:
@@ -55,7 +58,29 @@ class SymmetricOperator:
         """
         if self.n > limit:
             raise ValueError(f"a dense matrix of n = {self.n} is refused above limit = {limit}")
-        return self @ torch.eye(self.n, dtype=self.dtype, device=self.device)
+        eye = torch.eye(self.n, dtype=self.dtype, device=self.device)
+        return torch.cat([self @ columns for columns in eye.split(128, dim=1)], dim=1)
+
+    def deflate(self, pairs: Eigenpairs) -> Deflated:
+        """P A P, where P projects the eigenvectors in `pairs` out; n stays.
+
+        For exact eigenpairs this is A - sum of value * vector vector'; it is symmetric for
+        inexact ones too.
+        """
+        return Deflated(self, pairs)
+
+    def scaled(self, scale: Tensor) -> Scaled:
+        """S A S with S = diag(scale), for `scale` of shape (n,).
+
+        ``H.scaled(theta.abs())`` is the curvature under relative changes of the weights, which
+        rescaling the layers of a ReLU network leaves as it is (Dinh et al. 2017,
+        arXiv:1703.04933).
+        """
+        return Scaled(self, scale)
+
+    def shifted(self, shift: float) -> Shifted:
+        """A + shift * I."""
+        return Shifted(self, shift)
 
 
 def check_operator(operator: object) -> None:
@@ -63,6 +88,62 @@ def check_operator(operator: object) -> None:
     if not isinstance(operator, SymmetricOperator):
         kind = type(operator).__name__
         raise TypeError(f"an operator is needed, such as Hessian(objective), got {kind}")
+
+
+class _Transformed(SymmetricOperator):
+    """An operator made of another one; products are counted by both."""
+
+    def __init__(self, base: SymmetricOperator) -> None:
+        super().__init__(base.n, base.dtype, base.device)
+        self.base = base
+        self.rounding = base.rounding
+
+
+class Deflated(_Transformed):
+    """See :meth:`SymmetricOperator.deflate`."""
+
+    def __init__(self, base: SymmetricOperator, pairs: Eigenpairs) -> None:
+        super().__init__(base)
+        if not isinstance(pairs, Eigenpairs):
+            kind = type(pairs).__name__
+            raise TypeError(f"deflate needs the Eigenpairs of this operator, got {kind}")
+        if pairs.vectors.shape[0] != base.n:
+            got = pairs.vectors.shape[0]
+            raise ValueError(f"eigenvectors must have n = {base.n} entries, got {got}")
+        self.pairs = pairs
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """P v: `vectors` without their parts along the eigenvectors."""
+        basis = self.pairs.vectors
+        return vectors - basis @ (basis.T @ vectors)
+
+    def _multiply(self, vectors: Tensor) -> Tensor:
+        return self.project(self.base @ self.project(vectors))
+
+
+class Scaled(_Transformed):
+    """See :meth:`SymmetricOperator.scaled`."""
+
+    def __init__(self, base: SymmetricOperator, scale: Tensor) -> None:
+        super().__init__(base)
+        if not isinstance(scale, Tensor) or scale.shape != (base.n,):
+            got = tuple(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__
+            raise ValueError(f"scale must be a tensor of shape ({base.n},), got {got}")
+        self.scale = scale.detach().to(base.device, base.dtype).unsqueeze(1)
+
+    def _multiply(self, vectors: Tensor) -> Tensor:
+        return self.scale * (self.base @ (self.scale * vectors))
+
+
+class Shifted(_Transformed):
+    """See :meth:`SymmetricOperator.shifted`."""
+
+    def __init__(self, base: SymmetricOperator, shift: float) -> None:
+        super().__init__(base)
+        self.shift = float(shift)
+
+    def _multiply(self, vectors: Tensor) -> Tensor:
+        return self.base @ vectors + self.shift * vectors
 
 
 class Matrix(SymmetricOperator):
@@ -82,6 +163,8 @@ class Matrix(SymmetricOperator):
     >>> A = Matrix(torch.diag(torch.tensor([3.0, 1.0])))
     >>> A @ torch.tensor([1.0, 1.0])
     tensor([3., 1.])
+    >>> A.shifted(2.0) @ torch.tensor([1.0, 1.0])
+    tensor([5., 3.])
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -96,64 +179,3 @@ class Matrix(SymmetricOperator):
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.matrix @ vectors
-
-
-class Hessian(SymmetricOperator):
-    r"""The Hessian of an objective at theta, :math:`H = \nabla^2 L(\theta)`.
-
-    A product is the derivative of the gradient along v,
-    :math:`Hv = \nabla_\theta \langle \nabla L(\theta), v \rangle`, summed over all batches in
-    proportion to their examples: the curvature of the whole data set at about the cost of
-    three gradients, without ever forming H (Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147).
-
-    Parameters
-    ----------
-    objective : Objective
-    theta : Tensor, shape (n,), or None
-        Where; None is the objective's own theta.
-
-    Raises
-    ------
-    ValueError
-        If theta does not belong to the objective, or the loss has no second derivative there.
-
-    Examples
-    --------
-    >>> import torch.nn.functional as F
-    >>> x, y = torch.randn(50, 3), torch.randn(50, 1)
-    >>> H = Hessian(Objective(torch.nn.Linear(3, 1, bias=False), F.mse_loss, (x, y)))
-    >>> torch.allclose(H.dense(), 2 / 50 * x.T @ x, atol=1e-5)
-    True
-    """
-
-    def __init__(self, objective: Objective, theta: Tensor | None = None) -> None:
-        if not isinstance(objective, Objective):
-            kind = type(objective).__name__
-            raise TypeError(f"Hessian needs an Objective(model, criterion, data), got {kind}")
-        space = objective.space
-        super().__init__(space.n, space.dtype, space.device)
-        self.objective = objective
-        self.theta = objective.theta if theta is None else space.check(theta)
-        self._statistics = objective.statistics(self.theta)
-
-    def _multiply(self, vectors: Tensor) -> Tensor:
-        total, count = torch.zeros_like(vectors), 0
-        last = vectors.shape[1] - 1
-        for batch in self.objective.batches():
-            leaf = self.theta.clone().requires_grad_()
-            with torch.enable_grad():
-                loss = self.objective.batch_loss(leaf, batch, self._statistics)
-                gradient = torch.autograd.grad(loss, leaf, create_graph=True)[0]
-            if not gradient.requires_grad:
-                raise ValueError(
-                    "the gradient does not depend on theta: the loss is linear in theta, or "
-                    "its backward pass cannot be differentiated"
-                )
-            weight = len(batch[1])
-            for column in range(last + 1):  # one graph serves all the columns
-                product = torch.autograd.grad(
-                    gradient, leaf, vectors[:, column], retain_graph=column < last
-                )[0]
-                total[:, column] += weight * product
-            count += weight
-        return total / count

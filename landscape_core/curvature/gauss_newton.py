@@ -1,0 +1,223 @@
+"""Positive semidefinite relatives of the Hessian: J' M J, with J the Jacobian of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from landscape_core.batches import Batch
+from landscape_core.criteria import split_gradient
+from landscape_core.curvature.hessian import ObjectiveOperator, derivative
+from landscape_core.curvature.probes import Seed, generator
+from landscape_core.objective import Objective
+
+FisherKind = Literal["exact", "monte_carlo", "empirical"]
+OutputProduct = Callable[[Tensor], Tensor]  # (b, ...) to (b, ...), or both with k in front
+
+
+class GaussNewton(ObjectiveOperator):
+    r"""The generalized Gauss-Newton matrix, :math:`G = \frac{1}{N} \sum_i J_i^\top M_i J_i`.
+
+    J is the Jacobian of the model's outputs in theta, M the Hessian of the criterion in the
+    outputs. G is the Hessian of the objective with the model linearized at theta; it is
+    positive semidefinite for a convex criterion. A product costs about one and a half
+    gradients (Schraudolph 2002, doi:10.1162/08997660260028683).
+
+    Parameters
+    ----------
+    objective : Objective
+        Of a model whose output is one tensor.
+    theta : Tensor, shape (n,), or None
+        Where; None is the objective's own theta.
+    memory_budget : float or None
+        Bytes to keep between products; None is a quarter of what is free, 0 keeps nothing.
+
+    Examples
+    --------
+    For a model linear in theta it is the Hessian:
+
+    >>> import torch.nn.functional as F
+    >>> x, y = torch.randn(50, 3), torch.arange(50) % 2
+    >>> objective = Objective(torch.nn.Linear(3, 2), F.cross_entropy, (x, y))
+    >>> from landscape_core.curvature.hessian import Hessian
+    >>> torch.allclose(GaussNewton(objective).dense(), Hessian(objective).dense(), atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        theta: Tensor | None = None,
+        *,
+        memory_budget: float | None = None,
+    ) -> None:
+        super().__init__(objective, theta, memory_budget)
+
+    def _build(self, batch: Batch) -> _OutputGraph:
+        with torch.enable_grad():
+            outputs = self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
+        if not isinstance(outputs, Tensor):
+            kind = type(outputs).__name__
+            raise TypeError(f"the model's output must be one tensor, got {kind}")
+        fixed = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.objective.output_loss(fixed, batch[1])
+            weights = torch.zeros_like(outputs, requires_grad=True)
+            back = torch.autograd.grad(
+                outputs, list(self._leaves.values()), weights, create_graph=True,
+                allow_unused=True,
+            )  # fmt: skip
+        named = zip(self._leaves, back, strict=True)
+        back_of = {k: g for k, g in named if g is not None and g.requires_grad}
+        inner = self._output_product(fixed, loss, batch[1])
+        return _OutputGraph(loss.detach(), self._leaves, outputs, weights, back_of, inner)
+
+    def _output_product(self, outputs: Tensor, loss: Tensor, targets: Tensor) -> OutputProduct:
+        """Return the product with M over the number of examples, for the outputs of a batch."""
+        with torch.enable_grad():
+            slope = torch.autograd.grad(loss, outputs, create_graph=True)[0]
+        if not slope.requires_grad:  # a criterion linear in the outputs has no curvature
+            return torch.zeros_like
+
+        def product(directions: Tensor) -> Tensor:
+            rows = directions.reshape(-1, *outputs.shape)
+            done = [torch.autograd.grad(slope, outputs, w, retain_graph=True)[0] for w in rows]
+            return torch.stack(done).view_as(directions)
+
+        return product
+
+
+class Fisher(GaussNewton):
+    r"""The Fisher information matrix of a classifier, or its empirical namesake.
+
+    ``"exact"``: :math:`\frac{1}{N} \sum_i J_i^\top (\mathrm{diag}\, p_i - p_i p_i^\top) J_i`
+    with p the softmax of the outputs; it equals the Gauss-Newton matrix of cross-entropy and
+    does not depend on the targets. ``"monte_carlo"``: the same expectation over labels drawn
+    from p, `samples` for each example: unbiased over `seed`. ``"empirical"``: the mean of
+    :math:`g_i g_i^\top` over the gradients of the examples at their own targets, for any
+    criterion; not an estimate of the Fisher matrix (Kunstner et al. 2019, arXiv:1905.12558).
+
+    Parameters
+    ----------
+    objective : Objective
+        For "exact" and "monte_carlo" with outputs of shape (N, C), logits.
+    theta : Tensor, shape (n,), or None
+        Where; None is the objective's own theta.
+    kind : {"exact", "monte_carlo", "empirical"}
+    samples : int
+        Labels per example, for "monte_carlo".
+    seed : int
+        Draws them; the same labels for every product.
+    memory_budget : float or None
+        Bytes to keep between products; None is a quarter of what is free, 0 keeps nothing.
+
+    References
+    ----------
+    S. Amari, Natural gradient works efficiently in learning, 1998,
+    doi:10.1162/089976698300017746. J. Martens 2020, arXiv:1412.1193.
+
+    Examples
+    --------
+    >>> import torch.nn.functional as F
+    >>> x, y = torch.randn(50, 3), torch.arange(50) % 2
+    >>> objective = Objective(torch.nn.Linear(3, 2), F.cross_entropy, (x, y))
+    >>> gradients = torch.cat(list(objective.per_example_gradients()))
+    >>> empirical = Fisher(objective, kind="empirical").dense()
+    >>> torch.allclose(empirical, gradients.T @ gradients / 50, atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        theta: Tensor | None = None,
+        *,
+        kind: FisherKind = "exact",
+        samples: int = 1,
+        seed: int = 0,
+        memory_budget: float | None = None,
+    ) -> None:
+        super().__init__(objective, theta, memory_budget=memory_budget)
+        if kind not in get_args(FisherKind):
+            options = ", ".join(map(repr, get_args(FisherKind)))
+            raise ValueError(f"kind must be one of {options}, got {kind!r}")
+        if not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"samples must be a whole number >= 1, got {samples}")
+        if kind == "empirical" and objective.batchnorm == "batch":
+            raise ValueError("single examples have no gradient under batchnorm='batch'")
+        self.kind, self.samples, self.seed = kind, samples, seed
+
+    def _output_product(self, outputs: Tensor, loss: Tensor, targets: Tensor) -> OutputProduct:
+        fixed = outputs.detach()
+        if self.kind == "empirical":
+            return _outer(split_gradient(self.objective.criterion, fixed, targets).unsqueeze(0))
+        if fixed.ndim != 2 or fixed.shape[1] < 2:
+            raise ValueError(
+                f"kind={self.kind!r} needs logits of shape (N, C), got {tuple(fixed.shape)}; "
+                "kind='empirical' takes any criterion"
+            )
+        p = fixed.softmax(1)
+        if self.kind == "exact":
+            return lambda w: p * (w - (p * w).sum(-1, keepdim=True)) / len(p)
+        rng = _generator_for(self.seed, fixed)
+        labels = torch.multinomial(p, self.samples, replacement=True, generator=rng)  # (b, S)
+        one_hot = torch.nn.functional.one_hot(labels.T, p.shape[1])  # (S, b, C)
+        return _outer(p - one_hot.to(p.dtype))
+
+
+def _generator_for(seed: Seed, outputs: Tensor) -> torch.Generator:
+    """Return a generator that depends on the batch too: a rebuilt batch draws what it drew."""
+    if not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+    place = int(outputs.double().abs().sum().frexp()[0].item() * 2**31)
+    return generator(seed + place, outputs.device)
+
+
+def _outer(slopes: Tensor) -> OutputProduct:
+    """Mean over S and b of q q', for q the rows of `slopes`, shape (S, b, ...)."""
+    samples, count = slopes.shape[:2]
+    rows = slopes.flatten(2)
+
+    def product(directions: Tensor) -> Tensor:
+        flat = directions.reshape(-1, count, rows.shape[2])  # (k, b, c)
+        along = torch.einsum("sbc,kbc->ksb", rows, flat)
+        done = torch.einsum("ksb,sbc->kbc", along, rows) / (samples * count)
+        return done.view_as(directions)
+
+    return product
+
+
+@dataclass
+class _OutputGraph:
+    """The outputs of one batch as a function of theta, and the curvature on top of them.
+
+    `back` are the products u'J for u = `weights`. They are linear in u, so that their
+    derivative along v in the place of theta is J v: two backward passes make a forward one.
+    """
+
+    loss: Tensor
+    leaves: Mapping[str, Tensor]
+    outputs: Tensor
+    weights: Tensor
+    back: dict[str, Tensor]
+    inner: OutputProduct
+
+    def tensors(self) -> Iterable[Tensor]:
+        return [self.outputs, *self.back.values()]
+
+    def multiply(self, directions: Mapping[str, Tensor], retain: bool) -> dict[str, Tensor]:
+        names = [name for name in directions if name in self.back]
+        pushed = derivative(
+            [self.back[name] for name in names],
+            {"outputs": self.weights},
+            [directions[name] for name in names],
+            retain=True,
+        )
+        if not pushed:
+            return {}
+        leaves = {name: self.leaves[name] for name in directions}
+        return derivative([self.outputs], leaves, [self.inner(pushed["outputs"])], retain)
