@@ -13,13 +13,19 @@ True
 
 from importlib.metadata import version
 
-from landscape_core.curvature.eigen import top_eigenpairs
-from landscape_core.curvature.hessian import Hessian
+from landscape_core.curvature.density import SpectralDensity, spectral_density
+from landscape_core.curvature.eigen import power_iteration, top_eigenpairs
+from landscape_core.curvature.gauss_newton import Fisher, GaussNewton
+from landscape_core.curvature.hessian import Hessian, ObjectiveOperator
+from landscape_core.curvature.layers import LayerCurvature, LayerTable, layer_curvature
+from landscape_core.curvature.moments import effective_rank, trace_of_square
 from landscape_core.curvature.operators import Matrix, SymmetricOperator
-from landscape_core.curvature.trace import trace
+from landscape_core.curvature.summary import CurvatureSummary, curvature_summary
+from landscape_core.curvature.trace import DiagonalEstimate, diagonal, trace
 from landscape_core.experiments.data import Images, Split, images, load
 from landscape_core.experiments.models import MLP, SmallCNN
 from landscape_core.experiments.parameters import ParameterError, check_parameters
+from landscape_core.experiments.tracking import CurvatureTracker
 from landscape_core.experiments.training import (
     EpochRecord,
     History,
@@ -44,18 +50,26 @@ __version__ = version("landscape-core")
 
 __all__ = [
     "MLP",
+    "CurvatureSummary",
+    "CurvatureTracker",
+    "DiagonalEstimate",
     "Eigenpairs",
     "EpochRecord",
     "Estimate",
     "Evaluation",
+    "Fisher",
     "FlatnessProfile",
+    "GaussNewton",
     "Hessian",
     "History",
     "Images",
+    "LayerCurvature",
+    "LayerTable",
     "Line",
     "Matrix",
     "NoiseScale",
     "Objective",
+    "ObjectiveOperator",
     "ParameterError",
     "ParameterSpace",
     "Path",
@@ -64,15 +78,20 @@ __all__ = [
     "Plane",
     "Segment",
     "SmallCNN",
+    "SpectralDensity",
     "Split",
     "SymmetricOperator",
     "TrainConfig",
     "TrainingState",
     "barrier",
     "check_parameters",
+    "curvature_summary",
+    "diagonal",
+    "effective_rank",
     "flatness_profile",
     "gradient_noise_scale",
     "images",
+    "layer_curvature",
     "line",
     "load",
     "path_profile",
@@ -83,10 +102,13 @@ __all__ = [
     "plot_paths",
     "plot_surface",
     "plot_training",
+    "power_iteration",
     "random_directions",
+    "spectral_density",
     "summary_table",
     "top_eigenpairs",
     "trace",
+    "trace_of_square",
     "train",
     "with_error",
 ]

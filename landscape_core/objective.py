@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from landscape_core.batches import Batch, as_batches, as_pair, gather, hits, is_tuple, map_tensors, move
+from landscape_core.batches import (
+    Batch,
+    as_batches,
+    as_pair,
+    gather,
+    hits,
+    is_tuple,
+    map_tensors,
+    move,
+)
+from landscape_core.batchnorm import BatchNormPolicy, check_policy, norms
 from landscape_core.criteria import Criterion, check_criterion, draws_nothing, split_loss
 from landscape_core.parameter_space import ParameterChoice, ParameterSpace
 from landscape_core.results import Estimate, Evaluation
-
-BatchNormPolicy = Literal["eval", "batch", "refresh"]
 
 
 class Objective:
@@ -84,9 +92,6 @@ class Objective:
         parameters: ParameterChoice = None,
         batchnorm: BatchNormPolicy = "eval",
     ) -> None:
-        if batchnorm not in get_args(BatchNormPolicy):
-            options = ", ".join(map(repr, get_args(BatchNormPolicy)))
-            raise ValueError(f"batchnorm must be one of {options}, got {batchnorm!r}")
         if isinstance(criterion, type):
             name = criterion.__name__
             raise TypeError(
@@ -106,7 +111,7 @@ class Objective:
             {name: buffer.clone() for name, buffer in model.named_buffers()}
         )
         self._data = as_batches(batches, self._place)
-        self._check_batchnorm()
+        check_policy(model, batchnorm, self._data)
         self._check_criterion()
 
     def __repr__(self) -> str:
@@ -280,8 +285,8 @@ class Objective:
         if self.batchnorm != "refresh":
             return {}
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        layers = [layer for _, layer in self._norms()]
-        for name, layer in self._norms():
+        layers = [layer for _, layer in norms(self.model)]
+        for name, layer in norms(self.model):
             if layer.running_mean is not None:
                 buffers[f"{name}.running_mean"].zero_()
                 buffers[f"{name}.running_var"].zero_()
@@ -357,23 +362,6 @@ class Objective:
                 correct = correct + right.sum()
                 labelled += len(targets)
         return loss / count, correct / count if labelled == count else None
-
-    def _norms(self) -> list[tuple[str, _BatchNorm]]:
-        return [(k, m) for k, m in self.model.named_modules() if isinstance(m, _BatchNorm)]
-
-    def _check_batchnorm(self) -> None:
-        for name, layer in self._norms():
-            if self.batchnorm != "batch" and layer.running_mean is None:
-                raise ValueError(
-                    f"{name} keeps no running statistics: batchnorm must be 'batch', "
-                    f"got {self.batchnorm!r}"
-                )
-        if not self._norms() or self.batchnorm == "eval" or not isinstance(self._data, list):
-            return
-        if any(len(targets) == 1 for _, targets in self._data):
-            raise ValueError(
-                f"batchnorm={self.batchnorm!r} needs at least two examples in every batch"
-            )
 
     def _check_criterion(self) -> None:
         """Refuse what is not a finite scalar mean over examples that depends on theta."""

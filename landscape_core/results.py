@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,9 @@ class Estimate:
         Number of independent samples.
     matvecs : int
         Matrix-vector products spent; 0 where none were needed.
+    stopped : {"", "rtol", "budget"}
+        What ended the sampling where a relative error was asked for: it was reached, or the
+        products were spent first. Empty where none was asked for.
 
     Examples
     --------
@@ -68,6 +72,7 @@ class Estimate:
     stderr: float
     samples: int
     matvecs: int = 0
+    stopped: Literal["", "rtol", "budget"] = ""
 
     @classmethod
     def of(cls, samples: Tensor | np.ndarray | list[float], matvecs: int = 0) -> Estimate:
@@ -147,6 +152,20 @@ class Eigenpairs:
     def relative_residuals(self) -> Tensor:
         """Each residual over the size of its eigenvalue, shape (k,)."""
         return self.residuals / self.values.abs().clamp_min(torch.finfo(self.values.dtype).tiny)
+
+    @property
+    def negative(self) -> int:
+        """How many of the values are negative by more than their residual."""
+        return int((self.values < -self.residuals).sum())
+
+    @property
+    def condition_number(self) -> float:
+        """Largest over smallest magnitude among the values.
+
+        A lower bound for the condition number of the whole operator.
+        """
+        sizes = self.values.double().abs()
+        return float(sizes.max() / sizes.min()) if float(sizes.min()) > 0 else math.inf
 
     def __len__(self) -> int:
         return len(self.values)

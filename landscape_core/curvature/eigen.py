@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -13,6 +14,7 @@ from landscape_core.curvature.probes import Seed, generator
 from landscape_core.results import Eigenpairs
 
 Which = Literal["LM", "LA", "SA", "BE"]
+Choice = Callable[[Tensor], Tensor]  # ascending values to indices, most wanted first
 
 
 def top_eigenpairs(
@@ -22,6 +24,7 @@ def top_eigenpairs(
     *,
     tol: float = 1e-3,
     max_matvecs: int = 500,
+    start: Tensor | None = None,
     seed: Seed = 0,
 ) -> Eigenpairs:
     r"""Find k extreme eigenpairs by thick-restart Lanczos.
@@ -30,7 +33,8 @@ def top_eigenpairs(
     within that distance of :math:`\lambda`. Work stops when all k residuals are at most
     ``tol * |value|`` (and never below rounding), or when the products are spent; the result
     says which. One starting vector sees one copy of an exactly multiple eigenvalue; nearly
-    equal eigenvalues are told apart.
+    equal eigenvalues are told apart. Memory is bounded: at most ``max(2 k + 20, 40)`` vectors
+    of n numbers.
 
     Parameters
     ----------
@@ -43,6 +47,9 @@ def top_eigenpairs(
         Largest relative residual.
     max_matvecs : int
         Largest number of products.
+    start : Tensor, shape (n,) or (n, p), or None
+        Known approximate eigenvectors, such as those found for a theta nearby: fewer products
+        are then needed. None draws a vector.
     seed : int or torch.Generator
         Draws the starting vector.
 
@@ -70,59 +77,141 @@ def top_eigenpairs(
     >>> pairs = top_eigenpairs(Matrix(torch.diag(torch.tensor([5.0, -7.0, 1.0]))), k=2)
     >>> [round(value, 4) for value in pairs.values.tolist()]
     [-7.0, 5.0]
+    >>> pairs.negative, round(pairs.condition_number, 2)
+    (1, 1.4)
     """
     check_operator(operator)
-    n = operator.n
     if which not in get_args(Which):
         options = ", ".join(map(repr, get_args(Which)))
         raise ValueError(f"which must be one of {options}, got {which!r}")
-    if not isinstance(k, int) or not 1 <= k <= n:
-        raise ValueError(f"k must lie between 1 and n = {n}, got {k}")
+    if not isinstance(k, int) or not 1 <= k <= operator.n:
+        raise ValueError(f"k must lie between 1 and n = {operator.n}, got {k}")
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}")
     if max_matvecs < k:
         raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs}")
-    capacity = min(n, max(2 * k + 20, 40))
-    basis = KrylovBasis(operator, capacity, generator(seed, operator.device))
+    basis = krylov_basis(operator, max(2 * k + 20, 40), seed, start)
+    spent, wanted, _ = expand(basis, lambda values: order(values, which), k, tol, max_matvecs)
+    return ritz_pairs(basis, wanted, tol, spent)
+
+
+def power_iteration(
+    operator: SymmetricOperator,
+    *,
+    tol: float = 1e-3,
+    max_matvecs: int = 500,
+    seed: Seed = 0,
+) -> Eigenpairs:
+    r"""Find the eigenpair of largest magnitude by :math:`v \leftarrow Av / \|Av\|`.
+
+    The textbook method, kept for comparison: the error shrinks by
+    :math:`|\lambda_2 / \lambda_1|` a product, where Lanczos, from the same products, needs
+    about the square root of their number. The value is :math:`v^\top A v`, sign included, and
+    the residual :math:`\|Av - \lambda v\|` belongs to the v that is returned.
+
+    Parameters
+    ----------
+    operator : SymmetricOperator
+    tol : float
+        Largest relative residual.
+    max_matvecs : int
+        Largest number of products.
+    seed : int or torch.Generator
+
+    Returns
+    -------
+    Eigenpairs
+        One pair.
+
+    References
+    ----------
+    G. Golub and C. Van Loan, Matrix Computations, 4th edition, 2013, section 8.2.
+
+    Examples
+    --------
+    >>> from landscape_core.curvature.operators import Matrix
+    >>> pair = power_iteration(Matrix(torch.diag(torch.tensor([5.0, -7.0, 1.0]))), tol=1e-5)
+    >>> round(float(pair.values[0]), 4)
+    -7.0
+    """
+    check_operator(operator)
+    if not tol > 0:
+        raise ValueError(f"tol must be positive, got {tol}")
+    if max_matvecs < 1:
+        raise ValueError(f"max_matvecs must be at least 1, got {max_matvecs}")
+    rng = generator(seed, operator.device)
+    v = torch.randn(operator.n, generator=rng, device=operator.device, dtype=operator.dtype)
+    for spent in range(1, max_matvecs + 1):
+        v = v / v.norm()
+        product = operator @ v
+        value = v @ product
+        residual = (product - value * v).norm()
+        if not bool(torch.isfinite(residual)):
+            raise FloatingPointError(
+                "a product of the operator is not finite: theta or the data hold nan or inf"
+            )
+        converged = residual <= tol * value.abs()
+        if bool(converged) or not bool(product.any()):
+            break
+        if spent < max_matvecs:
+            v = product
+    return Eigenpairs(value[None], v[:, None], residual[None], converged[None], spent)
+
+
+def krylov_basis(
+    operator: SymmetricOperator, capacity: int, seed: Seed, start: Tensor | None = None
+) -> KrylovBasis:
+    """Make an empty basis for `operator`, beginning with `start` (columns are added up)."""
+    if start is not None:
+        if start.ndim not in (1, 2) or start.shape[0] != operator.n:
+            raise ValueError(
+                f"start must have shape ({operator.n},) or ({operator.n}, p), "
+                f"got {tuple(start.shape)}"
+            )
+        start = start.detach().to(operator.device, operator.dtype)
+        start = start.sum(1) if start.ndim == 2 else start
+        if not bool(start.norm() > 0) or not bool(torch.isfinite(start).all()):
+            raise ValueError("start must be finite and not zero")
+    rng = generator(seed, operator.device)
+    return KrylovBasis(operator, min(operator.n, capacity), rng, start)
+
+
+def expand(
+    basis: KrylovBasis, choice: Choice, k: int, tol: float, max_matvecs: int
+) -> tuple[int, Tensor, bool]:
+    """Grow and restart `basis` until the k wanted pairs converge or the products are spent.
+
+    Returns the products spent, the indices of the wanted Ritz values, and whether they
+    converged.
+    """
+    # Asking whether it is done makes a GPU wait: not at every step.
+    every = 1 if basis.operator.device.type == "cpu" and basis.operator.n > 20_000 else 5
     spent = 0
     while True:
         basis.grow()
         spent += 1
-        full, last = basis.size == capacity, spent >= max_matvecs
-        # Asking whether it is done waits for the device: not at every step.
-        if basis.size < k or not (full or last or basis.size % 5 == 0):
+        full, last = basis.size == basis.capacity, spent >= max_matvecs
+        if basis.size < k or not (full or last or basis.size % every == 0):
             continue
-        values, rotation, residuals, floor = _ritz(basis)
-        wanted = _order(values, which)[:k]
-        converged = residuals[wanted] <= (tol * values[wanted].abs()).clamp_min(floor)
-        if bool(converged.all()) or last or basis.size == n:
-            break
+        values, rotation, residuals, floor = basis.ritz()
+        wanted = choice(values)[:k]
+        done = bool((residuals[wanted] <= (tol * values[wanted].abs()).clamp_min(floor)).all())
+        if done or last or basis.size == basis.operator.n:
+            return spent, wanted, done
         if full:
-            kept = _order(values, which)[: (k + capacity) // 2]
-            basis.restart(rotation[:, kept])
-    vectors = basis.vectors @ rotation[:, wanted]
-    return Eigenpairs(values[wanted], vectors, residuals[wanted], converged, spent)
+            basis.restart(rotation[:, choice(values)[: (k + basis.capacity) // 2]])
 
 
-def _ritz(basis: KrylovBasis) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Eigenvalues of T, its eigenvectors, the residuals |A Qs - Qs value|, and their floor."""
-    projected = basis.projected
-    if not bool(torch.isfinite(projected).all()):
-        raise FloatingPointError(
-            "a product of the operator is not finite: theta or the data hold nan or inf"
-        )
-    if not basis.symmetric:
-        raise ValueError(
-            "the operator is not symmetric: the data or the model change between products, or "
-            "a layer's second derivative is wrong (torch's weight_norm has this fault)"
-        )
-    values, rotation = torch.linalg.eigh(projected)
-    # The decomposition holds to rounding, so no residual can be claimed to be below it.
-    floor = 50 * torch.finfo(values.dtype).eps * float(values.abs().max())
-    return values, rotation, (basis.coupling * rotation[-1].abs()).clamp_min(floor), floor
+def ritz_pairs(basis: KrylovBasis, wanted: Tensor, tol: float, matvecs: int) -> Eigenpairs:
+    """Turn the Ritz pairs numbered `wanted` into a result; the basis is used up."""
+    values, rotation, residuals, floor = basis.ritz()
+    values, residuals = values[wanted], residuals[wanted]
+    converged = residuals <= (tol * values.abs()).clamp_min(floor)
+    v = basis.take(rotation[:, wanted])
+    return Eigenpairs(values.to(v), v, residuals.to(v), converged.to(v.device), matvecs)
 
 
-def _order(values: Tensor, which: Which) -> Tensor:
+def order(values: Tensor, which: Which) -> Tensor:
     """Indices of ascending `values`, most wanted first."""
     if which == "LM":
         return values.abs().argsort(descending=True)

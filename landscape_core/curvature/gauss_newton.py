@@ -1,4 +1,4 @@
-"""Positive semidefinite relatives of the Hessian: J' M J, with J the Jacobian of the outputs."""
+"""Positive semidefinite relatives of the Hessian: J' M J, J the Jacobian of the outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from landscape_core.batches import Batch
 from landscape_core.criteria import split_gradient
 from landscape_core.curvature.hessian import ObjectiveOperator, derivative
-from landscape_core.curvature.probes import Seed, generator
+from landscape_core.curvature.probes import generator
 from landscape_core.objective import Objective
 
 FisherKind = Literal["exact", "monte_carlo", "empirical"]
@@ -57,7 +57,7 @@ class GaussNewton(ObjectiveOperator):
     ) -> None:
         super().__init__(objective, theta, memory_budget)
 
-    def _build(self, batch: Batch) -> _OutputGraph:
+    def _build(self, batch: Batch, index: int) -> _OutputGraph:
         with torch.enable_grad():
             outputs = self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
         if not isinstance(outputs, Tensor):
@@ -73,10 +73,12 @@ class GaussNewton(ObjectiveOperator):
             )  # fmt: skip
         named = zip(self._leaves, back, strict=True)
         back_of = {k: g for k, g in named if g is not None and g.requires_grad}
-        inner = self._output_product(fixed, loss, batch[1])
+        inner = self._output_product(fixed, loss, batch[1], index)
         return _OutputGraph(loss.detach(), self._leaves, outputs, weights, back_of, inner)
 
-    def _output_product(self, outputs: Tensor, loss: Tensor, targets: Tensor) -> OutputProduct:
+    def _output_product(
+        self, outputs: Tensor, loss: Tensor, targets: Tensor, index: int
+    ) -> OutputProduct:
         """Return the product with M over the number of examples, for the outputs of a batch."""
         with torch.enable_grad():
             slope = torch.autograd.grad(loss, outputs, create_graph=True)[0]
@@ -96,8 +98,8 @@ class Fisher(GaussNewton):
 
     ``"exact"``: :math:`\frac{1}{N} \sum_i J_i^\top (\mathrm{diag}\, p_i - p_i p_i^\top) J_i`
     with p the softmax of the outputs; it equals the Gauss-Newton matrix of cross-entropy and
-    does not depend on the targets. ``"monte_carlo"``: the same expectation over labels drawn
-    from p, `samples` for each example: unbiased over `seed`. ``"empirical"``: the mean of
+    does not depend on the targets. ``"monte_carlo"``: the same expectation over
+    `samples` labels of each example, drawn from p: unbiased over `seed`. ``"empirical"``: the mean of
     :math:`g_i g_i^\top` over the gradients of the examples at their own targets, for any
     criterion; not an estimate of the Fisher matrix (Kunstner et al. 2019, arXiv:1905.12558).
 
@@ -145,13 +147,17 @@ class Fisher(GaussNewton):
         if kind not in get_args(FisherKind):
             options = ", ".join(map(repr, get_args(FisherKind)))
             raise ValueError(f"kind must be one of {options}, got {kind!r}")
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"samples must be a whole number >= 1, got {samples}")
         if kind == "empirical" and objective.batchnorm == "batch":
             raise ValueError("single examples have no gradient under batchnorm='batch'")
         self.kind, self.samples, self.seed = kind, samples, seed
 
-    def _output_product(self, outputs: Tensor, loss: Tensor, targets: Tensor) -> OutputProduct:
+    def _output_product(
+        self, outputs: Tensor, loss: Tensor, targets: Tensor, index: int
+    ) -> OutputProduct:
         fixed = outputs.detach()
         if self.kind == "empirical":
             return _outer(split_gradient(self.objective.criterion, fixed, targets).unsqueeze(0))
@@ -163,18 +169,10 @@ class Fisher(GaussNewton):
         p = fixed.softmax(1)
         if self.kind == "exact":
             return lambda w: p * (w - (p * w).sum(-1, keepdim=True)) / len(p)
-        rng = _generator_for(self.seed, fixed)
+        rng = generator(1_000_003 * self.seed + index, fixed.device)
         labels = torch.multinomial(p, self.samples, replacement=True, generator=rng)  # (b, S)
         one_hot = torch.nn.functional.one_hot(labels.T, p.shape[1])  # (S, b, C)
         return _outer(p - one_hot.to(p.dtype))
-
-
-def _generator_for(seed: Seed, outputs: Tensor) -> torch.Generator:
-    """Return a generator that depends on the batch too: a rebuilt batch draws what it drew."""
-    if not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
-    place = int(outputs.double().abs().sum().frexp()[0].item() * 2**31)
-    return generator(seed + place, outputs.device)
 
 
 def _outer(slopes: Tensor) -> OutputProduct:

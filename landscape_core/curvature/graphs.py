@@ -40,7 +40,7 @@ class PerBatch(Generic[G]):
     ----------
     objective : Objective
     build : callable
-        From a batch to its graph.
+        From a batch and its number to its graph.
     memory_budget : float or None
         Bytes that may be kept; None is a quarter of the memory that is free now.
     """
@@ -48,7 +48,7 @@ class PerBatch(Generic[G]):
     def __init__(
         self,
         objective: Objective,
-        build: Callable[[Batch], G],
+        build: Callable[[Batch, int], G],
         memory_budget: float | None = None,
     ) -> None:
         if memory_budget is None:
@@ -78,7 +78,7 @@ class PerBatch(Generic[G]):
             if index < done:
                 losses.append(torch.zeros(()))
                 continue
-            graph, size = self.build(batch), len(batch[1])
+            graph, size = self.build(batch, index), len(batch[1])
             seen += size
             losses.append(graph.loss)
             kept = not self._full and self._keep(size, graph)

@@ -62,7 +62,7 @@ class ObjectiveOperator(SymmetricOperator):
         part.matvecs = 0
         return part
 
-    def _build(self, batch: Batch) -> Any:
+    def _build(self, batch: Batch, index: int) -> Any:
         raise TypeError(f"{type(self).__name__} does not define what it keeps of a batch")
 
     def _pieces(self, rows: Tensor) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ class Hessian(ObjectiveOperator):
         if method == "finite_difference":
             self.rounding = torch.finfo(self.dtype).eps ** (2 / 3)
 
-    def _build(self, batch: Batch) -> _GradientGraph:
+    def _build(self, batch: Batch, index: int) -> _GradientGraph:
         leaves = self._leaves
         with torch.enable_grad():
             outputs = self.objective.batch_outputs(leaves, batch[0], self._statistics)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from landscape_core.curvature.operators import SymmetricOperator
+
+SLAB = 1 << 18  # entries of each vector that a rotation of the basis moves at a time
 
 
 class KrylovBasis:
@@ -15,10 +19,11 @@ class KrylovBasis:
 
         A Q = Q T + r e_m'        (Q'Q = I,  T = Q'AQ,  Q'r = 0)
 
-    to rounding, because every new vector is orthogonalized against all earlier ones, twice
-    (Parlett 1998, "The Symmetric Eigenvalue Problem", section 6.9): no ghost copies of
-    converged eigenvalues appear. T is kept whole, not as a tridiagonal, so that the same code
-    goes on after a thick restart (Wu and Simon 2000, doi:10.1137/S0895479898334605).
+    to rounding, because every new vector is orthogonalized against all earlier ones, again if
+    the first pass removed much of it (Parlett 1998, "The Symmetric Eigenvalue Problem",
+    section 6.9): no ghost copies of converged eigenvalues appear. T is kept whole, not as a
+    tridiagonal, so that the same code goes on after a thick restart (Wu and Simon 2000,
+    doi:10.1137/S0895479898334605).
 
     Parameters
     ----------
@@ -27,22 +32,28 @@ class KrylovBasis:
         The largest number of columns; memory is ``n * (capacity + 1)`` numbers.
     rng : torch.Generator
         Draws the first vector, and a new one should the basis span an invariant subspace.
+    start : Tensor, shape (n,), or None
+        The first vector, of any length; drawn if None.
     """
 
     def __init__(
-        self, operator: SymmetricOperator, capacity: int, rng: torch.Generator
+        self,
+        operator: SymmetricOperator,
+        capacity: int,
+        rng: torch.Generator,
+        start: Tensor | None = None,
     ) -> None:
         self.operator = operator
         self.capacity = capacity
         self.size = 0
-        self._restarted = False
-        start = torch.zeros(operator.n, dtype=operator.dtype, device=operator.device)
-        self._vectors = start.new_zeros(capacity + 1, operator.n)  # rows: contiguous
-        self._projected = start.new_zeros(capacity, capacity)
-        self._couplings = start.new_zeros(capacity)
+        self._restarted = 0  # columns kept by the last restart
         self._rng = rng
-        start = self._random()
-        self._vectors[0] = start / start.norm()
+        first = self._random() if start is None else start
+        self._vectors = first.new_empty(capacity + 1, operator.n)  # rows: contiguous
+        self._vectors[0] = first / first.norm()
+        self._projected = first.new_zeros(capacity, capacity)
+        self._couplings = first.new_zeros(capacity)
+        self._unit = first.new_ones(())
 
     @property
     def vectors(self) -> Tensor:
@@ -50,8 +61,18 @@ class KrylovBasis:
         return self._vectors[: self.size].T
 
     @property
+    def direction(self) -> Tensor:
+        """The vector that the next product is needed of, shape (n,)."""
+        return self._vectors[self.size]
+
+    @property
     def projected(self) -> Tensor:
         """T = Q'AQ, shape (m, m), symmetric."""
+        return self._unit * self._relative
+
+    @property
+    def _relative(self) -> Tensor:
+        """T in units of `_unit`: A may be so small or large that its squares do not exist."""
         upper = self._projected[: self.size, : self.size]  # A is symmetric: half is stored
         return upper.triu() + upper.triu(1).T
 
@@ -65,55 +86,124 @@ class KrylovBasis:
         if self._restarted or self.size < 3:
             return True
         upper = self._projected[: self.size, : self.size]
-        tolerance = 100 * torch.finfo(upper.dtype).eps ** 0.75
+        tolerance = 100 * self.operator.rounding**0.75
         return bool(upper.triu(2).abs().max() <= tolerance * upper.abs().max())
 
     @property
     def coupling(self) -> Tensor:
         """The length of the remainder r, a scalar; zero when Q spans an invariant subspace."""
-        return self._couplings[self.size - 1]
+        return self._unit * self._couplings[self.size - 1]
 
     @property
     def remainder(self) -> Tensor:
         """The remainder r, shape (n,)."""
         return self.coupling * self._vectors[self.size]
 
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Eigenvalues of T, ascending, its eigenvectors s, |A Qs - Qs value|, and their floor.
+
+        All in float64 on the CPU. The decomposition holds to rounding, so no residual can be
+        claimed to be below the floor.
+        """
+        relative, unit = self._relative.double().cpu(), float(self._unit)
+        if not bool(torch.isfinite(relative).all()):
+            raise FloatingPointError(
+                "a product of the operator is not finite: theta or the data hold nan or inf"
+            )
+        if not self.symmetric:
+            raise ValueError(
+                "the operator is not symmetric: the data or the model change between products, "
+                "or a layer's second derivative is wrong (torch's weight_norm has this fault)"
+            )
+        values, rotation = torch.linalg.eigh(relative)
+        floor = 50 * torch.finfo(self._vectors.dtype).eps * float(values.abs().max())
+        coupling = float(self._couplings[self.size - 1])
+        residuals = (coupling * rotation[-1].abs()).clamp_min(floor)
+        return values * unit, rotation, residuals * unit, floor * unit
+
     def grow(self) -> None:
-        """Add one column, by one product. Nothing here waits for the device."""
+        """Add one column, by one product. On a GPU nothing here waits for the device."""
+        self.absorb(self.operator @ self.direction)
+
+    def absorb(self, product: Tensor) -> None:
+        """Add one column, given the product of A with :attr:`direction`."""
         m = self.size
         basis = self._vectors[: m + 1]
-        w = self.operator @ basis[m]
+        if m == 0:
+            largest = product.abs().max()
+            self._unit = torch.where(largest > 0, largest, torch.ones_like(largest))
+        w = product / self._unit
         scale = w.norm()
-        for _ in range(2):
-            overlap = basis @ w
-            w = w - basis.T @ overlap
-            self._projected[: m + 1, m] += overlap
+        # The last two vectors hold all of A q that is not rounding, save after a restart.
+        known = 0 if m == self._restarted else m - 1
+        self._remove(w, known, m)
+        before = w.norm()
+        self._remove(w, 0, m)
         length = w.norm()
+        on_gpu = w.device.type != "cpu"
+        if on_gpu or bool(length < 0.7 * before):
+            self._remove(w, 0, m)
+            length = w.norm()
         # Below rounding the remainder is noise: the space is invariant, go on from elsewhere.
         exhausted = length <= 10 * torch.finfo(w.dtype).eps * scale
         if m + 1 < self.operator.n:
-            w = torch.where(
-                exhausted, self._random(), w / length.clamp_min(torch.finfo(w.dtype).tiny)
-            )
-            w = w - basis.T @ (basis @ w)
-            self._vectors[m + 1] = w / w.norm()
+            if on_gpu or bool(exhausted):
+                tiny = torch.finfo(w.dtype).tiny
+                w = torch.where(exhausted, self._random(), w / length.clamp_min(tiny))
+                for _ in range(2):
+                    w = w - basis.T @ (basis @ w)
+                self._vectors[m + 1] = w / w.norm()
+            else:
+                torch.div(w, length, out=self._vectors[m + 1])
         self._couplings[m] = torch.where(exhausted, torch.zeros_like(length), length)
         self.size = m + 1
+
+    def _remove(self, w: Tensor, first: int, last: int) -> None:
+        """Take the parts of `w` along vectors first..last out, and book them in T."""
+        some = self._vectors[first : last + 1]
+        overlap = some @ w
+        w.addmv_(some.T, overlap, alpha=-1)
+        self._projected[first : last + 1, last] += overlap
 
     def restart(self, keep: Tensor) -> None:
         """Shrink to the subspace Q @ keep, for `keep` of eigenvectors of T, shape (m, p).
 
         The next vector stays, so the decomposition holds for the smaller basis too.
         """
-        values = torch.linalg.vecdot(keep, self.projected @ keep, dim=0)
-        self._restarted = True
+        keep = keep.to(self._vectors)
+        values = torch.linalg.vecdot(keep, self._relative @ keep, dim=0)
+        following = self._vectors[self.size].clone()
+        self._rotate(keep)
         p = keep.shape[1]
-        self._vectors[:p] = keep.T @ self._vectors[: self.size]
-        self._vectors[p] = self._vectors[self.size].clone()
+        self._vectors[p] = following
         self._projected.zero_()
         self._projected[:p, :p] = torch.diag(values)
-        self.size = p
+        self.size = self._restarted = p
+
+    def take(self, rotation: Tensor) -> Tensor:
+        """Turn the basis into the vectors Q @ rotation, shape (n, k), and give up the rest."""
+        rotation = rotation.to(self._vectors)
+        self._rotate(rotation)
+        self.size = 0
+        taken = self._vectors[: rotation.shape[1]]
+        # A copy lets go of the rest, where the rest is most of it.
+        return taken.T if 2 * len(taken) > self.capacity else taken.clone().T
+
+    def _rotate(self, rotation: Tensor) -> None:
+        """Put Q @ rotation in the place of the first vectors, in slabs: no second basis."""
+        m, p = rotation.shape
+        for start in range(0, self.operator.n, SLAB):
+            slab = self._vectors[:, start : start + SLAB]
+            slab[:p] = rotation.T @ slab[:m]
 
     def _random(self) -> Tensor:
         op = self.operator
         return torch.randn(op.n, generator=self._rng, device=op.device, dtype=op.dtype)
+
+
+def grow_together(bases: Sequence[KrylovBasis]) -> None:
+    """Add one column to every basis by one product with a block, (n, len(bases))."""
+    block = torch.stack([basis.direction for basis in bases], dim=1)
+    products = bases[0].operator @ block
+    for index, basis in enumerate(bases):
+        basis.absorb(products[:, index])

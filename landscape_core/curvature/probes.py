@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Distribution = Literal["rademacher", "gaussian"]
+Distribution = Literal["rademacher", "gaussian", "sphere"]
 Seed = int | torch.Generator
 
 
@@ -25,13 +25,28 @@ def probe(
 ) -> Tensor:
     """One random vector with zero mean and unit covariance, shape (n,), on `rng`'s device.
 
+    ``"sphere"`` is uniform on the sphere of radius sqrt(n).
+
     >>> probe(4, torch.float32, generator(0, torch.device("cpu"))).abs()
     tensor([1., 1., 1., 1.])
     """
     if distribution not in get_args(Distribution):
-        options = " or ".join(map(repr, get_args(Distribution)))
-        raise ValueError(f"distribution must be {options}, got {distribution!r}")
+        options = ", ".join(map(repr, get_args(Distribution)))
+        raise ValueError(f"distribution must be one of {options}, got {distribution!r}")
     if distribution == "rademacher":
-        bits = torch.randint(0, 2, (n,), generator=rng, device=rng.device)
-        return bits.to(dtype) * 2 - 1
-    return torch.randn(n, generator=rng, device=rng.device, dtype=dtype)
+        # A byte for each sign; a 64-bit draw for each would cost eight times the memory.
+        bits = torch.randint(0, 2, (n,), generator=rng, device=rng.device, dtype=torch.int8)
+        return bits.to(dtype).mul_(2).sub_(1)
+    v = torch.randn(n, generator=rng, device=rng.device, dtype=dtype)
+    return v if distribution == "gaussian" else v * (n**0.5 / v.norm())
+
+
+def probes_block(
+    count: int,
+    n: int,
+    dtype: torch.dtype,
+    rng: torch.Generator,
+    distribution: Distribution = "rademacher",
+) -> Tensor:
+    """Return `count` independent probes as columns, shape (n, count)."""
+    return torch.stack([probe(n, dtype, rng, distribution) for _ in range(count)], dim=1)

@@ -1,44 +1,79 @@
-"""Stochastic trace estimates."""
+"""Stochastic estimates of the trace and of the diagonal."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+import torch
+from torch import Tensor
+
+from landscape_core.curvature.moments import (
+    TOGETHER,
+    check_sampling,
+    leading_subspace,
+    sample_moments,
+)
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
-from landscape_core.curvature.probes import Distribution, Seed, generator, probe
-from landscape_core.results import Estimate
+from landscape_core.curvature.probes import Distribution, Seed, generator, probes_block
+from landscape_core.curvature.xtrace import xtrace
+from landscape_core.results import Eigenpairs, Estimate
+
+TraceMethod = Literal["hutchinson", "deflated", "hutch++", "xtrace"]
+
+
+LEAST_PROBES = {"hutchinson": 2, "deflated": 4, "hutch++": 12, "xtrace": 12}
 
 
 def trace(
     operator: SymmetricOperator,
     probes: int = 64,
     *,
+    method: TraceMethod = "hutchinson",
+    deflate: Eigenpairs | None = None,
+    rtol: float | None = None,
     distribution: Distribution = "rademacher",
     seed: Seed = 0,
 ) -> Estimate:
-    r"""Estimate the trace by Hutchinson's method, the mean of :math:`v^\top A v`.
+    r"""Estimate the trace from products with random vectors.
 
-    With Rademacher probes one sample has variance
-    :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`; with Gaussian ones :math:`2\|A\|_F^2`. Where one
-    eigenvalue dominates, samples are skewed, and intervals from fewer than about 50 probes
-    cover less than they say.
+    ``"hutchinson"`` averages :math:`v^\top A v`. With Rademacher probes one sample has variance
+    :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`; with Gaussian ones :math:`2\|A\|_F^2`. Where a few
+    eigenvalues dominate, the others do far better: ``"deflated"`` first takes up to half of the
+    products for a Krylov basis, whose share of the trace is exact, and samples the rest;
+    ``"hutch++"`` does so with a random sketch (a third of the products, and a third for its
+    share); ``"xtrace"`` lets every vector serve in both roles in turn.
+
+    Intervals of ``"hutchinson"`` from fewer than about 50 probes cover less than they say where
+    one eigenvalue dominates, because the samples are skewed.
 
     Parameters
     ----------
     operator : SymmetricOperator
     probes : int
-        Number of random vectors, one product each; at least 2, for the standard error.
-    distribution : {"rademacher", "gaussian"}
+        Largest number of products; at least 2; 4 for "deflated", 12 for "hutch++" and "xtrace".
+    method : {"hutchinson", "deflated", "hutch++", "xtrace"}
+    deflate : Eigenpairs or None
+        Eigenpairs of this operator that are known already, for "hutchinson": their share is
+        taken exactly, and the samples scatter less. Exact for any orthonormal vectors with
+        their Rayleigh quotients.
+    rtol : float or None
+        Stop when the standard error is this small against the value; None spends all products.
+    distribution : {"rademacher", "gaussian", "sphere"}
+        "xtrace" always uses the sphere.
     seed : int or torch.Generator
 
     Returns
     -------
     Estimate
+        `stopped` says whether `rtol` was reached.
 
     References
     ----------
-    M. Hutchinson, A stochastic estimator of the trace of the influence matrix, 1990,
-    doi:10.1080/03610919008812866. H. Avron and S. Toledo 2011, doi:10.1145/1944345.1944349.
+    M. Hutchinson 1990, doi:10.1080/03610919008812866. H. Avron and S. Toledo 2011,
+    doi:10.1145/1944345.1944349. R. Meyer, C. Musco, C. Musco and D. Woodruff, Hutch++, 2021,
+    arXiv:2010.09649. E. Epperly, J. Tropp and R. Webber, XTrace, 2024, arXiv:2301.07825.
+    T. Chen and E. Hallman 2022, arXiv:2205.01736.
 
     Examples
     --------
@@ -49,11 +84,124 @@ def trace(
     4 ± 0
     """
     check_operator(operator)
-    if probes < 2:
-        raise ValueError(f"probes must be at least 2, got {probes}")
+    if method not in get_args(TraceMethod):
+        options = ", ".join(map(repr, get_args(TraceMethod)))
+        raise ValueError(f"method must be one of {options}, got {method!r}")
+    check_sampling(probes, rtol, LEAST_PROBES[method])
+    if deflate is not None and method != "hutchinson":
+        raise ValueError(f"deflate goes with method='hutchinson', got {method!r}")
+    rng, spent, pairs = generator(seed, operator.device), 0, deflate
+    if method == "xtrace":
+        return xtrace(operator, probes, rtol, rng)
+    if method == "deflated":
+        pairs = leading_subspace(operator, min(probes // 2, operator.n), 1, rtol, rng)
+        spent = pairs.matvecs
+    if method == "hutch++":
+        pairs = _sketch(operator, min(probes // 3, operator.n), distribution, rng)
+        spent = pairs.matvecs
+    return sample_moments(
+        operator, probes - spent, lambda m: m.trace, pairs=pairs, spent=spent, rtol=rtol,
+        distribution=distribution, rng=rng,
+    ).trace  # fmt: skip
+
+
+def _sketch(
+    operator: SymmetricOperator, k: int, distribution: Distribution, rng: torch.Generator
+) -> Eigenpairs:
+    """An orthonormal basis Q of A S for k random vectors S, with the diagonal of Q'AQ."""
+    sketch = operator @ probes_block(k, operator.n, operator.dtype, rng, distribution)
+    basis = torch.linalg.qr(sketch)[0]
+    product = operator @ basis
+    values = torch.linalg.vecdot(basis, product, dim=0)
+    residuals = (product - basis * values).norm(dim=0)
+    converged = torch.zeros_like(values, dtype=torch.bool)
+    return Eigenpairs(values, basis, residuals, converged, 2 * k)
+
+
+@dataclass(frozen=True)
+class DiagonalEstimate:
+    """An estimate of every entry of the diagonal.
+
+    Attributes
+    ----------
+    value : Tensor, shape (n,)
+    stderr : Tensor, shape (n,)
+        Standard error of each entry.
+    samples, matvecs : int
+    stopped : {"", "rtol", "budget"}
+        As for :class:`Estimate`.
+    """
+
+    value: Tensor = field(repr=False)
+    stderr: Tensor = field(repr=False)
+    samples: int
+    matvecs: int
+    stopped: Literal["", "rtol", "budget"] = ""
+
+    @property
+    def relative_error(self) -> float:
+        """Length of the vector of standard errors over the length of the diagonal."""
+        length = float(self.value.norm())
+        return float(self.stderr.norm()) / length if length > 0 else float("inf")
+
+
+def diagonal(
+    operator: SymmetricOperator,
+    probes: int = 64,
+    *,
+    rtol: float | None = None,
+    seed: Seed = 0,
+) -> DiagonalEstimate:
+    r"""Estimate the diagonal as the mean of :math:`v \circ Av` over Rademacher vectors.
+
+    One sample of entry i has variance :math:`\sum_{j \ne i} A_{ij}^2`.
+
+    Parameters
+    ----------
+    operator : SymmetricOperator
+    probes : int
+        Largest number of products, at least 4.
+    rtol : float or None
+        Stop when the standard errors, as a vector, are this small against the diagonal.
+    seed : int or torch.Generator
+
+    Returns
+    -------
+    DiagonalEstimate
+
+    References
+    ----------
+    C. Bekas, E. Kokiopoulou and Y. Saad, An estimator for the diagonal of a matrix, 2007,
+    doi:10.1016/j.apnum.2007.01.003.
+
+    Examples
+    --------
+    >>> from landscape_core.curvature.operators import Matrix
+    >>> diagonal(Matrix(torch.diag(torch.tensor([3.0, 1.0])))).value
+    tensor([3., 1.])
+    """
+    check_operator(operator)
+    check_sampling(probes, rtol)
     rng = generator(seed, operator.device)
-    samples = []
-    for _ in range(probes):
-        v = probe(operator.n, operator.dtype, rng, distribution)
-        samples.append((v @ (operator @ v)).double())
-    return Estimate.of(torch.stack(samples), matvecs=probes)
+    mean = torch.zeros(operator.n, dtype=operator.dtype, device=operator.device)
+    spread, count = torch.zeros_like(mean), 0  # Welford's running sum of squared deviations
+    stopped: Literal["", "rtol", "budget"] = ""
+    while count < probes:
+        v = probes_block(min(TOGETHER, probes - count), operator.n, operator.dtype, rng)
+        for sample in (v * (operator @ v)).T:
+            count += 1
+            step = sample - mean
+            mean += step / count
+            spread += step * (sample - mean)
+        if rtol is not None:
+            stopped = "budget"
+            stderr = (spread / (count - 1) / count).sqrt()
+            if float(stderr.norm()) <= rtol * float(mean.norm()):
+                stopped = "rtol"
+                break
+    if not bool(torch.isfinite(mean).all()):
+        raise FloatingPointError(
+            "a product of the operator is not finite: theta or the data hold nan or inf"
+        )
+    stderr = (spread / (count - 1) / count).sqrt()
+    return DiagonalEstimate(mean, stderr, count, count, stopped)

@@ -161,12 +161,16 @@ class History:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a callback sees at the end of an epoch; `epoch` counts from 1."""
+    """What a callback sees: `epoch` and `step` are those that were just finished, from 1.
+
+    `step` counts optimizer steps since the start of training.
+    """
 
     epoch: int
     model: nn.Module
     data: Images
     history: History
+    step: int = 0
 
 
 Callback = Callable[[TrainingState], None]
@@ -193,7 +197,8 @@ def train(
     config : TrainConfig
     callbacks : sequence of callable
         Each is called with a :class:`TrainingState` after every epoch; the model is then in
-        evaluation mode.
+        evaluation mode. One that has a method ``on_step`` gets that called in the same way
+        after every step, with the model in training mode; see :class:`CurvatureTracker`.
     progress : bool
         Whether to show a bar with loss and accuracy.
 
@@ -213,13 +218,23 @@ def train(
     order_rng = torch.Generator().manual_seed(config.seed)
     history = History(config)
     modes = [(module, module.training) for module in model.modules()]
+    watching = [each.on_step for each in callbacks if hasattr(each, "on_step")]
+    steps = len(_batches(torch.arange(train_split.examples), config))
     bar = tqdm(range(1, config.epochs + 1), unit="epoch", desc="train", disable=not progress)
     try:
         with seeded(config.seed, device):
             for epoch in bar:
                 start = time.perf_counter()
                 order = torch.randperm(train_split.examples, generator=order_rng).to(device)
-                trained = _train_epoch(model, train_split, order, optimizer, config, epoch)
+
+                def after_step(step: int, epoch: int = epoch) -> None:
+                    for watch in watching:
+                        with seeded(config.seed, device):
+                            watch(TrainingState(epoch, model, data, history, step))
+
+                trained = _train_epoch(
+                    model, train_split, order, optimizer, config, epoch, after_step
+                )
                 model.eval()
                 tested = _test(model, test_split, config)
                 if not (math.isfinite(trained[0]) and math.isfinite(tested[0])):
@@ -236,7 +251,7 @@ def train(
                 for callback in callbacks:
                     # What a callback draws must not change what the training draws.
                     with seeded(config.seed, device):
-                        callback(TrainingState(epoch, model, data, history))
+                        callback(TrainingState(epoch, model, data, history, steps * epoch))
     finally:
         for module, training in modes:
             module.training = training
@@ -264,12 +279,11 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     epoch: int,
+    after_step: Callable[[int], None],
 ) -> tuple[float, float]:
     """One pass over the data; mean loss and accuracy of its steps."""
     model.train()
-    batches = list(order.split(config.batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm needs two: join the last ones
-        batches[-2:] = [torch.cat(batches[-2:])]
+    batches = _batches(order, config)
     totals = torch.zeros(2, dtype=torch.float64, device=order.device)
     for index, rows in enumerate(batches):
         step = (epoch - 1) * len(batches) + index
@@ -284,8 +298,16 @@ def _train_epoch(
         optimizer.step()
         hits = (outputs.detach().argmax(1) == targets).sum()
         totals += torch.stack([loss.detach().double() * len(rows), hits.double()])
+        after_step(step + 1)
     mean_loss, accuracy = (totals / len(order)).tolist()
     return mean_loss, accuracy
+
+
+def _batches(order: Tensor, config: TrainConfig) -> list[Tensor]:
+    batches = list(order.split(config.batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm needs two: join the last ones
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 @torch.no_grad()

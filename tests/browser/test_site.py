@@ -89,8 +89,8 @@ class Visit:
         for top in range(0, height, 600):
             self.page.evaluate(f"window.scrollTo(0, {top})")
             self.page.wait_for_timeout(30)
-        # A busy machine may paint no frame while the scroll passes a figure, and an unseen figure
-        # is rightly not drawn: each is brought into view before its drawing is waited for.
+        # A busy machine may paint no frame while the scroll passes a figure, and an unseen
+        # figure is rightly not drawn: each is brought into view before it is waited for.
         for figure in self.page.query_selector_all(".landscape-live"):
             figure.scroll_into_view_if_needed()
             self.page.wait_for_function("e => e.dataset.ready", arg=figure, timeout=120_000)

@@ -42,5 +42,5 @@ def test_bad_arguments_are_refused():
     A = matrix([1.0, 2.0])
     with pytest.raises(ValueError, match="probes must be at least 2, got 1"):
         lc.trace(A, probes=1)
-    with pytest.raises(ValueError, match="'rademacher' or 'gaussian', got 'uniform'"):
+    with pytest.raises(ValueError, match="'rademacher', .* got 'uniform'"):
         lc.trace(A, distribution="uniform")

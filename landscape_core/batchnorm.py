@@ -1,0 +1,31 @@
+"""Batch normalization: which layers there are, and which policies they allow."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNormPolicy = Literal["eval", "batch", "refresh"]
+
+
+def norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    """Return the BatchNorm layers of a model, with their names."""
+    return [(k, m) for k, m in model.named_modules() if isinstance(m, _BatchNorm)]
+
+
+def check_policy(model: nn.Module, policy: str, data: Any) -> None:
+    """Refuse a policy that does not exist, or that the model or the data do not allow."""
+    if policy not in get_args(BatchNormPolicy):
+        options = ", ".join(map(repr, get_args(BatchNormPolicy)))
+        raise ValueError(f"batchnorm must be one of {options}, got {policy!r}")
+    for name, layer in norms(model):
+        if policy != "batch" and layer.running_mean is None:
+            raise ValueError(
+                f"{name} keeps no running statistics: batchnorm must be 'batch', got {policy!r}"
+            )
+    if not norms(model) or policy == "eval" or not isinstance(data, list):
+        return
+    if any(len(targets) == 1 for _, targets in data):
+        raise ValueError(f"batchnorm={policy!r} needs at least two examples in every batch")

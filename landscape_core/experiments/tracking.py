@@ -1,0 +1,129 @@
+"""Curvature while a network trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from landscape_core.criteria import Criterion
+from landscape_core.curvature.eigen import top_eigenpairs
+from landscape_core.curvature.hessian import Hessian
+from landscape_core.curvature.layers import layers_of
+from landscape_core.curvature.operators import SymmetricOperator
+from landscape_core.experiments.training import TrainingState
+from landscape_core.objective import Objective
+from landscape_core.results import Eigenpairs
+
+
+class CurvatureTracker:
+    """A callback for :func:`train` that follows the largest Hessian eigenvalue.
+
+    Each search starts from the eigenvector found last, which changes little in a few steps:
+    a handful of products is then enough.
+
+    Parameters
+    ----------
+    criterion : callable
+        As for :class:`Objective`.
+    batches : pair, sequence of pairs, or DataLoader
+        The data that the curvature is of, as for :class:`Objective`; it need not be the data
+        that is trained on.
+    every_steps : int or None
+        Measure after every so many optimizer steps; None measures after epochs.
+    every_epochs : int
+        Measure after every so many epochs, where `every_steps` is None.
+    layers : bool
+        Whether to follow each layer's diagonal block too.
+    tol : float
+        Largest relative residual.
+    options : optional
+        Handed to :class:`Objective`: `parameters`, `batchnorm`.
+
+    Attributes
+    ----------
+    records : list of dict
+        See :meth:`table`.
+
+    References
+    ----------
+    J. Cohen et al., Gradient descent on neural networks typically occurs at the edge of
+    stability, 2021, arXiv:2103.00065.
+
+    Examples
+    --------
+    >>> import landscape_core as lc
+    >>> import torch.nn.functional as F
+    >>> data = lc.load("digits", subset=(200, 50))
+    >>> model = lc.MLP(data.input_shape, data.classes, width=8)
+    >>> tracker = CurvatureTracker(F.cross_entropy, data.train)
+    >>> _ = lc.train(model, data, lc.TrainConfig(epochs=2), [tracker], progress=False)
+    >>> tracker.table()["epoch"].tolist()
+    [1, 2]
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        batches: Any,
+        *,
+        every_steps: int | None = None,
+        every_epochs: int = 1,
+        layers: bool = False,
+        tol: float = 1e-2,
+        **options: Any,
+    ) -> None:
+        for name, value in [("every_steps", every_steps), ("every_epochs", every_epochs)]:
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number >= 1, got {value}")
+        if not tol > 0:
+            raise ValueError(f"tol must be positive, got {tol}")
+        self.criterion, self.batches, self.options = criterion, batches, options
+        self.every_steps, self.every_epochs = every_steps, every_epochs
+        self.layers, self.tol = layers, tol
+        self.records: list[dict[str, Any]] = []
+        self._last: dict[str, Tensor] = {}
+
+    def __call__(self, state: TrainingState) -> None:
+        """Measure after an epoch, where that is asked for."""
+        if self.every_steps is None and state.epoch % self.every_epochs == 0:
+            self._measure(state)
+
+    def on_step(self, state: TrainingState) -> None:
+        """Measure after a step, where that is asked for."""
+        if self.every_steps is not None and state.step % self.every_steps == 0:
+            self._measure(state)
+
+    def table(self) -> pd.DataFrame:
+        """One row per measurement.
+
+        Columns: epoch, step, lambda_max, residual, converged, matvecs, and lambda_max of each
+        layer, named by it, where layers are followed.
+        """
+        return pd.DataFrame(self.records)
+
+    def _measure(self, state: TrainingState) -> None:
+        objective = Objective(state.model, self.criterion, self.batches, **self.options)
+        hessian = Hessian(objective)
+        top = self._search(hessian, "")
+        record = {
+            "epoch": state.epoch,
+            "step": state.step,
+            "lambda_max": float(top.values[0]),
+            "residual": float(top.residuals[0]),
+            "converged": bool(top.converged[0]),
+            "matvecs": top.matvecs,
+        }
+        if self.layers:
+            for layer, names in layers_of(hessian).items():
+                found = self._search(hessian.block(names), layer)
+                record[layer] = float(found.values[0])
+                record["converged"] = record["converged"] and bool(found.converged[0])
+        self.records.append(record)
+
+    def _search(self, operator: SymmetricOperator, layer: str) -> Eigenpairs:
+        start = self._last.get(layer)
+        top = top_eigenpairs(operator, 1, "LA", tol=self.tol, start=start)
+        self._last[layer] = top.vectors[:, 0]
+        return top
