@@ -43,6 +43,7 @@ from landscape_core.parameter_space import ParameterSpace
 from landscape_core.results import Eigenpairs, Estimate, Evaluation, with_error
 from landscape_core.show.picture import Picture
 from landscape_core.show.plots import plot_flatness, plot_images, plot_paths, plot_training
+from landscape_core.show.spectra import plot_convergence, plot_density, plot_density_steps
 from landscape_core.show.surfaces import plot_contours, plot_surface
 from landscape_core.show.tables import summary_table
 
@@ -97,6 +98,9 @@ __all__ = [
     "path_profile",
     "plane",
     "plot_contours",
+    "plot_convergence",
+    "plot_density",
+    "plot_density_steps",
     "plot_flatness",
     "plot_images",
     "plot_paths",

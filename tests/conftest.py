@@ -136,8 +136,8 @@ def objective() -> lc.Objective:
     return CASES[2].objective()
 
 
-def whole_loss(objective: lc.Objective) -> Callable[[Tensor], Tensor]:
-    """The loss of all the data at once, written without the package: the reference."""
+def whole_outputs(objective: lc.Objective) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The outputs for all the data at once, written without the package, and the targets."""
     batches = list(objective.batches())
     targets = torch.cat([y for _, y in batches])
     first = batches[0][0]
@@ -152,7 +152,7 @@ def whole_loss(objective: lc.Objective) -> Callable[[Tensor], Tensor]:
         arguments, keywords = (torch.cat([x for x, _ in batches]),), {}
     model = objective.model.eval()
 
-    def loss(theta: Tensor) -> Tensor:
+    def outputs(theta: Tensor) -> Tensor:
         state, start = {}, 0
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -160,11 +160,15 @@ def whole_loss(objective: lc.Objective) -> Callable[[Tensor], Tensor]:
                 state[name] = theta[start : start + count].view(parameter.shape)
                 start += count
         with sdpa_kernel(SDPBackend.MATH):
-            return objective.criterion(
-                functional_call(model, state, arguments, keywords), targets
-            )
+            return functional_call(model, state, arguments, keywords)
 
-    return loss
+    return outputs, targets
+
+
+def whole_loss(objective: lc.Objective) -> Callable[[Tensor], Tensor]:
+    """The loss of all the data at once: the reference."""
+    outputs, targets = whole_outputs(objective)
+    return lambda theta: objective.criterion(outputs(theta), targets)
 
 
 def dense_hessian(objective: lc.Objective) -> Tensor:
@@ -174,3 +178,20 @@ def dense_hessian(objective: lc.Objective) -> Tensor:
     finite differences of the gradient; rows one at a time agree with them to 1e-10.
     """
     return torch.autograd.functional.hessian(whole_loss(objective), objective.theta)
+
+
+def dense_gauss_newton(objective: lc.Objective) -> Tensor:
+    """J'MJ with J the Jacobian of all outputs and M the Hessian of the criterion in them."""
+    outputs, targets = whole_outputs(objective)
+    here = outputs(objective.theta).detach()
+    jacobian = torch.autograd.functional.jacobian(outputs, objective.theta)
+    jacobian = jacobian.reshape(-1, objective.n)
+    middle = torch.autograd.functional.hessian(
+        lambda z: objective.criterion(z.view_as(here), targets), here.flatten()
+    )
+    return jacobian.T @ middle @ jacobian
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Distance over the length of what is expected."""
+    return float((found - expected).norm() / expected.norm())

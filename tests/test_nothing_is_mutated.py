@@ -17,6 +17,23 @@ MEASUREMENTS = {
     "Hessian product": lambda o: lc.Hessian(o) @ torch.ones(o.n),
     "top_eigenpairs": lambda o: lc.top_eigenpairs(lc.Hessian(o), k=2),
     "trace": lambda o: lc.trace(lc.Hessian(o), probes=3),
+    "kept Hessian": lambda o: [lc.Hessian(o).block("0.*").dense(), lc.Hessian(o).dense()],
+    "Hessian, no memory": lambda o: lc.Hessian(o, memory_budget=0).dense(),
+    "finite differences": lambda o: lc.Hessian(o, method="finite_difference").dense(),
+    "GaussNewton": lambda o: lc.GaussNewton(o).dense(),
+    "exact Fisher": lambda o: lc.Fisher(o).dense(),
+    "Monte Carlo Fisher": lambda o: lc.Fisher(o, kind="monte_carlo").dense(),
+    "empirical Fisher": lambda o: lc.Fisher(o, kind="empirical").dense(),
+    "power_iteration": lambda o: lc.power_iteration(lc.Hessian(o)),
+    "deflated trace": lambda o: lc.trace(lc.Hessian(o), 12, method="deflated"),
+    "Hutch++": lambda o: lc.trace(lc.Hessian(o), 12, method="hutch++"),
+    "XTrace": lambda o: lc.trace(lc.Hessian(o), 12, method="xtrace"),
+    "trace_of_square": lambda o: lc.trace_of_square(lc.Hessian(o), 12),
+    "effective_rank": lambda o: lc.effective_rank(lc.Hessian(o), 12),
+    "diagonal": lambda o: lc.diagonal(lc.Hessian(o), 12),
+    "spectral_density": lambda o: lc.spectral_density(lc.Hessian(o), 5, 2),
+    "layer_curvature": lambda o: lc.layer_curvature(o, probes=4),
+    "curvature_summary": lambda o: lc.curvature_summary(lc.Hessian(o), 2, steps=5),
     "flatness_profile": lambda o: lc.flatness_profile(o, [0.1], directions=2),
     "random_directions": lambda o: lc.random_directions(o, 2),
     "line": lambda o: lc.line(o, torch.ones(o.n), points=3),
@@ -27,7 +44,11 @@ MEASUREMENTS = {
 }
 
 
-NEEDS_SINGLE_EXAMPLES = {"gradient_noise_scale", "per_example_gradients"}  # refuse "batch"
+NEEDS_SINGLE_EXAMPLES = {  # refuse "batch"
+    "gradient_noise_scale",
+    "per_example_gradients",
+    "empirical Fisher",
+}
 CALLS = [
     (measure, policy)
     for measure in MEASUREMENTS

@@ -212,11 +212,11 @@ def quadratures(
 
     The moments are u'Au and |Au|^2, for u uniform on the unit sphere of what is not deflated.
     """
+    deflated = operator if deflate is None else operator.deflate(deflate)
     free = operator.n - (len(deflate) if deflate is not None else 0)
     if free == 0:
         zeros = torch.zeros(1).double()
-        return [(zeros, zeros + 1, torch.zeros(2).double())] * probes
-    deflated = operator if deflate is None else operator.deflate(deflate)
+        return [(zeros, zeros, torch.zeros(2).double())] * probes
     steps = min(steps, free)
 
     def basis() -> KrylovBasis:

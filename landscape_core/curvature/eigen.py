@@ -15,6 +15,7 @@ from landscape_core.results import Eigenpairs
 
 Which = Literal["LM", "LA", "SA", "BE"]
 Choice = Callable[[Tensor], Tensor]  # ascending values to indices, most wanted first
+Tolerance = Callable[[Tensor], Tensor]  # values to the residuals that they may have
 
 
 def top_eigenpairs(
@@ -91,8 +92,10 @@ def top_eigenpairs(
     if max_matvecs < k:
         raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs}")
     basis = krylov_basis(operator, max(2 * k + 20, 40), seed, start)
-    spent, wanted, _ = expand(basis, lambda values: order(values, which), k, tol, max_matvecs)
-    return ritz_pairs(basis, wanted, tol, spent)
+    spent, wanted = expand(
+        basis, lambda values: order(values, which), k, relative(tol), max_matvecs
+    )
+    return ritz_pairs(basis, wanted, relative(tol), spent)
 
 
 def power_iteration(
@@ -144,8 +147,10 @@ def power_iteration(
     for spent in range(1, max_matvecs + 1):
         v = v / v.norm()
         product = operator @ v
+        unit = product.abs().max()  # its squares may not exist
+        unit = torch.where(unit > 0, unit, torch.ones_like(unit))
         value = v @ product
-        residual = (product - value * v).norm()
+        residual = unit * (product / unit - value / unit * v).norm()
         if not bool(torch.isfinite(residual)):
             raise FloatingPointError(
                 "a product of the operator is not finite: theta or the data hold nan or inf"
@@ -154,7 +159,7 @@ def power_iteration(
         if bool(converged) or not bool(product.any()):
             break
         if spent < max_matvecs:
-            v = product
+            v = product / unit
     return Eigenpairs(value[None], v[:, None], residual[None], converged[None], spent)
 
 
@@ -163,6 +168,9 @@ def krylov_basis(
 ) -> KrylovBasis:
     """Make an empty basis for `operator`, beginning with `start` (columns are added up)."""
     if start is not None:
+        if not isinstance(start, Tensor):
+            kind = type(start).__name__
+            raise TypeError(f"start must be a tensor of eigenvectors, got {kind}")
         if start.ndim not in (1, 2) or start.shape[0] != operator.n:
             raise ValueError(
                 f"start must have shape ({operator.n},) or ({operator.n}, p), "
@@ -176,13 +184,17 @@ def krylov_basis(
     return KrylovBasis(operator, min(operator.n, capacity), rng, start)
 
 
+def relative(tol: float) -> Tolerance:
+    """Residuals of `tol` times the size of each eigenvalue."""
+    return lambda values: tol * values.abs()
+
+
 def expand(
-    basis: KrylovBasis, choice: Choice, k: int, tol: float, max_matvecs: int
-) -> tuple[int, Tensor, bool]:
+    basis: KrylovBasis, choice: Choice, k: int, tolerance: Tolerance, max_matvecs: int
+) -> tuple[int, Tensor]:
     """Grow and restart `basis` until the k wanted pairs converge or the products are spent.
 
-    Returns the products spent, the indices of the wanted Ritz values, and whether they
-    converged.
+    Returns the products spent and the indices of the wanted Ritz values.
     """
     # Asking whether it is done makes a GPU wait: not at every step.
     every = 1 if basis.operator.device.type == "cpu" and basis.operator.n > 20_000 else 5
@@ -195,18 +207,21 @@ def expand(
             continue
         values, rotation, residuals, floor = basis.ritz()
         wanted = choice(values)[:k]
-        done = bool((residuals[wanted] <= (tol * values[wanted].abs()).clamp_min(floor)).all())
+        allowed = tolerance(values[wanted]).clamp_min(floor)
+        done = bool((residuals[wanted] <= allowed).all())
         if done or last or basis.size == basis.operator.n:
-            return spent, wanted, done
+            return spent, wanted
         if full:
             basis.restart(rotation[:, choice(values)[: (k + basis.capacity) // 2]])
 
 
-def ritz_pairs(basis: KrylovBasis, wanted: Tensor, tol: float, matvecs: int) -> Eigenpairs:
+def ritz_pairs(
+    basis: KrylovBasis, wanted: Tensor, tolerance: Tolerance, matvecs: int
+) -> Eigenpairs:
     """Turn the Ritz pairs numbered `wanted` into a result; the basis is used up."""
     values, rotation, residuals, floor = basis.ritz()
     values, residuals = values[wanted], residuals[wanted]
-    converged = residuals <= (tol * values.abs()).clamp_min(floor)
+    converged = residuals <= tolerance(values).clamp_min(floor)
     v = basis.take(rotation[:, wanted])
     return Eigenpairs(values.to(v), v, residuals.to(v), converged.to(v.device), matvecs)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from landscape_core.batches import Batch
 from landscape_core.criteria import split_gradient
-from landscape_core.curvature.hessian import ObjectiveOperator, derivative
+from landscape_core.curvature.hessian import ObjectiveOperator, check_differentiable, derivative
 from landscape_core.curvature.probes import generator
 from landscape_core.objective import Objective
 
@@ -73,6 +73,7 @@ class GaussNewton(ObjectiveOperator):
             )  # fmt: skip
         named = zip(self._leaves, back, strict=True)
         back_of = {k: g for k, g in named if g is not None and g.requires_grad}
+        check_differentiable(back_of.values(), outputs)
         inner = self._output_product(fixed, loss, batch[1], index)
         return _OutputGraph(loss.detach(), self._leaves, outputs, weights, back_of, inner)
 
@@ -98,8 +99,8 @@ class Fisher(GaussNewton):
 
     ``"exact"``: :math:`\frac{1}{N} \sum_i J_i^\top (\mathrm{diag}\, p_i - p_i p_i^\top) J_i`
     with p the softmax of the outputs; it equals the Gauss-Newton matrix of cross-entropy and
-    does not depend on the targets. ``"monte_carlo"``: the same expectation over
-    `samples` labels of each example, drawn from p: unbiased over `seed`. ``"empirical"``: the mean of
+    does not depend on the targets. ``"monte_carlo"``: the same expectation over `samples`
+    labels of each example, drawn from p: unbiased over `seed`. ``"empirical"``: the mean of
     :math:`g_i g_i^\top` over the gradients of the examples at their own targets, for any
     criterion; not an estimate of the Fisher matrix (Kunstner et al. 2019, arXiv:1905.12558).
 

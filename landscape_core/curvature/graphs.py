@@ -85,7 +85,7 @@ class PerBatch(Generic[G]):
             yield size, graph, kept
             del graph  # before the next one is built
         if first_pass:
-            _check_losses(losses)
+            check_losses(losses)
             self.examples = seen
         self._complete = not self._full
 
@@ -136,7 +136,8 @@ def _saved_tensors(node: torch.autograd.graph.Node) -> Iterator[Tensor]:
                     yield item
 
 
-def _check_losses(losses: list[Tensor]) -> None:
+def check_losses(losses: list[Tensor]) -> None:
+    """Refuse a loss that is not finite, and name its batch."""
     values = torch.stack([loss.detach().double().cpu() for loss in losses])
     for index, value in enumerate(values.tolist()):
         if not math.isfinite(value):
@@ -162,6 +163,6 @@ def explained() -> Iterator[None]:
         if "not implemented" in text or "differentiate twice" in text:
             raise ValueError(
                 f"the loss has no second derivative: {text.splitlines()[0]}; "
-                "method='finite_difference' needs only first derivatives"
+                "Hessian(..., method='finite_difference') needs only first derivatives"
             ) from error
         raise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape_core.batches import Batch
-from landscape_core.curvature.graphs import PerBatch, explained
+from landscape_core.curvature.graphs import PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
 from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterChoice, ParameterSpace
@@ -160,13 +160,24 @@ class Hessian(ObjectiveOperator):
                 f"backward pass of {last_operation(loss)} cannot be differentiated; "
                 "method='finite_difference' needs only first derivatives"
             )
+        check_differentiable(gradient.values(), loss)
         return _GradientGraph(loss.detach(), leaves, gradient)
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         if self.method == "autograd":
             return super()._multiply(vectors)
-        columns = [self._difference(vectors[:, i]) for i in range(vectors.shape[1])]
+        if self.matvecs == vectors.shape[1]:  # the first product
+            check_losses(self._losses())
+        with explained():
+            columns = [self._difference(vectors[:, i]) for i in range(vectors.shape[1])]
         return torch.stack(columns, dim=1)
+
+    def _losses(self) -> list[Tensor]:
+        with torch.no_grad():
+            return [
+                self.objective.batch_loss(self.theta, batch, self._statistics)
+                for batch in self.objective.batches()
+            ]
 
     def _difference(self, v: Tensor) -> Tensor:
         space, length = self.objective.space, v.norm()
@@ -223,6 +234,26 @@ def derivative(
     )
     named = zip(inputs, products, strict=True)
     return {k: p if together else p.unsqueeze(0) for k, p in named if p is not None}
+
+
+def check_differentiable(derivatives: Iterable[Tensor], loss: Tensor) -> None:
+    """Refuse derivatives that pass through a function which can be differentiated only once.
+
+    Autograd would leave the part below it out of a product, without a word.
+    """
+    todo: list[Any] = [value.grad_fn for value in derivatives]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if node.name() == "torch::autograd::Error":
+            raise ValueError(
+                "the loss has no second derivative: the backward pass of "
+                f"{last_operation(loss)} cannot be differentiated; "
+                "Hessian(..., method='finite_difference') needs only first derivatives"
+            )
+        following = {each for each, _ in node.next_functions if each is not None} - seen
+        seen |= following
+        todo += following
 
 
 def last_operation(value: Tensor) -> str:

@@ -54,6 +54,7 @@ class KrylovBasis:
         self._projected = first.new_zeros(capacity, capacity)
         self._couplings = first.new_zeros(capacity)
         self._unit = first.new_ones(())
+        self._scale = first.new_zeros(())  # largest |A q| so far, in that unit
 
     @property
     def vectors(self) -> Tensor:
@@ -133,7 +134,7 @@ class KrylovBasis:
             largest = product.abs().max()
             self._unit = torch.where(largest > 0, largest, torch.ones_like(largest))
         w = product / self._unit
-        scale = w.norm()
+        self._scale = torch.maximum(self._scale, w.norm())
         # The last two vectors hold all of A q that is not rounding, save after a restart.
         known = 0 if m == self._restarted else m - 1
         self._remove(w, known, m)
@@ -144,8 +145,8 @@ class KrylovBasis:
         if on_gpu or bool(length < 0.7 * before):
             self._remove(w, 0, m)
             length = w.norm()
-        # Below rounding the remainder is noise: the space is invariant, go on from elsewhere.
-        exhausted = length <= 10 * torch.finfo(w.dtype).eps * scale
+        # Below rounding of A the remainder is noise: the space is invariant, go on elsewhere.
+        exhausted = length <= 10 * torch.finfo(w.dtype).eps * self._scale
         if m + 1 < self.operator.n:
             if on_gpu or bool(exhausted):
                 tiny = torch.finfo(w.dtype).tiny

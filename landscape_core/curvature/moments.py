@@ -21,13 +21,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from landscape_core.curvature.eigen import krylov_basis, ritz_pairs
-from landscape_core.curvature.operators import SymmetricOperator, check_operator
+from landscape_core.curvature.eigen import krylov_basis, relative, ritz_pairs
+from landscape_core.curvature.lanczos import KrylovBasis
+from landscape_core.curvature.operators import Deflated, SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Distribution, Seed, generator, probes_block
 from landscape_core.results import Eigenpairs, Estimate
 
 LEAST = 10  # samples before a standard error is trusted to stop the sampling
-LARGEST_BASIS = 60
+BASIS_BYTES = 1 << 30  # of a Krylov basis made for its share of a trace
 SMALL = 50_000  # up to this n, probes are multiplied several at a time
 TOGETHER = 8
 Sampling = Literal["hutchinson", "deflated"]
@@ -68,7 +69,9 @@ class Moments:
         first, second = self.trace.value, self.trace_of_square.value
         if second == 0:
             return Estimate(0.0, 0.0, len(self.samples), self.matvecs, self.stopped)
-        slopes = torch.tensor([2 * first / second, -((first / second) ** 2)]).double()
+        slopes = torch.tensor(
+            [2 * first / second, -((first / second) ** 2)], dtype=torch.float64
+        )
         covariance = torch.atleast_2d(torch.cov(self.samples.T)) / len(self.samples)
         stderr = math.sqrt(max(0.0, float(slopes @ covariance @ slopes)))
         value = first**2 / second
@@ -107,16 +110,17 @@ def sample_moments(
     """
     known = (0.0, 0.0)
     if pairs is not None:
+        deflated = operator.deflate(pairs)
         known = known_moments(pairs)
         if len(pairs) == operator.n:
             return Moments(torch.zeros(2, 2).double(), known, spent, "rtol" if rtol else "")
-        operator = operator.deflate(pairs)
-    width = TOGETHER if operator.n <= SMALL or operator.device.type != "cpu" else 1
+        operator = deflated
+    width = TOGETHER if pairs is not None or operator.n <= SMALL else 1
     rows: list[Tensor] = []
     count = 0
     while True:
         block = min(width, probes - count)
-        rows.append(_samples(operator, block, distribution, rng))
+        rows.append(sample_rows(operator, block, distribution, rng))
         count += block
         last = count >= probes
         if not last and (rtol is None or count < LEAST):
@@ -132,15 +136,26 @@ def sample_moments(
             return Moments(samples, known, spent + count, stop_reason(rtol, reached))
 
 
-def _samples(
+def sample_rows(
     operator: SymmetricOperator, count: int, distribution: Distribution, rng: torch.Generator
 ) -> Tensor:
-    """Return `count` rows of v'Av and |Av|^2, for v projected where `operator` is deflated."""
+    """Return `count` rows of v'Av and |Av|^2; of v'PAPv and |PAPv|^2 for a deflated operator.
+
+    With u = P v the two are u'Au and |Au|^2 - |Q'Au|^2: the product need not be projected, and
+    a block of vectors is projected in one pass over Q.
+    """
     v = probes_block(count, operator.n, operator.dtype, rng, distribution)
-    product = operator @ v  # P v need not be formed: v'(PAP)v is the same
+    removed = torch.zeros(count, dtype=torch.float64, device=v.device)
+    if isinstance(operator, Deflated):
+        v = operator.project(v)
+        product = operator.base @ v
+        along = operator.pairs.vectors.T @ product
+        removed = torch.linalg.vector_norm(along, dim=0, dtype=torch.float64).square()
+    else:
+        product = operator @ v
     first = torch.linalg.vecdot(v, product, dim=0).double()
     second = torch.linalg.vector_norm(product, dim=0, dtype=torch.float64).square()
-    return torch.stack([first, second], dim=1)
+    return torch.stack([first, (second - removed).clamp_min(0)], dim=1)
 
 
 def leading_subspace(
@@ -150,26 +165,47 @@ def leading_subspace(
     rtol: float | None,
     rng: torch.Generator,
 ) -> Eigenpairs:
-    """Ritz pairs of up to `steps` steps of Lanczos, fewer where sampling is cheaper.
+    """Ritz pairs of up to `steps` steps of Lanczos, fewer where sampling is cheaper."""
+    basis = krylov_basis(operator, min(steps, largest_basis(operator)), rng)
+    while basis.size < min(10, basis.capacity):
+        basis.grow()
+    grow_while_it_pays(basis, power, rtol)
+    size = basis.size
+    return ritz_pairs(basis, torch.arange(size), relative(1.0), size)
+
+
+def largest_basis(operator: SymmetricOperator, least: int = 40) -> int:
+    """Vectors that a Krylov basis may have: up to 200, `least` however large n is."""
+    itemsize = torch.finfo(operator.dtype).bits // 8
+    return max(least, min(200, BASIS_BYTES // (itemsize * operator.n)))
+
+
+def grow_while_it_pays(
+    basis: KrylovBasis, power: int, rtol: float | None, most: int | None = None
+) -> int:
+    """Grow `basis` until sampling is cheaper; to its capacity if `rtol` is None.
 
     A step that finds ``gain`` more of the sum of ``value ** (2 power)`` saves about
     ``2 gain / (rtol * sum of value ** power) ** 2`` probes of the trace of ``A ** power``;
-    when that falls below one product, the rest is left to them.
+    where that is less than two products (its own and its orthogonalization), it stops.
+    Returns the number of steps, `most` at most.
     """
-    basis = krylov_basis(operator, min(steps, LARGEST_BASIS), rng)
-    earlier = 0.0
-    while basis.size < basis.capacity:
-        basis.grow()
-        if rtol is None or basis.size % 5 or basis.size < 10:
-            continue
+    end = basis.capacity if most is None else min(basis.capacity, basis.size + most)
+
+    def sums() -> tuple[float, float]:
         values = basis.ritz()[0]
-        found = float(values.abs().pow(2 * power).sum())
-        needed = (rtol * float(values.pow(power).sum())) ** 2
-        if 2 * (found - earlier) / 5 < needed:
+        return float(values.abs().pow(2 * power).sum()), float(values.pow(power).sum())
+
+    first, earlier = basis.size, sums()[0] if rtol is not None else 0.0
+    while basis.size < end:
+        basis.grow()
+        if rtol is None or (basis.size - first) % 5:
+            continue
+        found, total = sums()
+        if 2 * (found - earlier) / 5 < 2 * (rtol * total) ** 2:
             break
         earlier = found
-    size = basis.size
-    return ritz_pairs(basis, torch.arange(size), 1.0, size)
+    return basis.size - first
 
 
 def estimate_moments(

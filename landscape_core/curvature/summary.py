@@ -10,7 +10,15 @@ from torch import Tensor
 
 from landscape_core.curvature.density import SpectralDensity, density_of, quadratures
 from landscape_core.curvature.eigen import expand, krylov_basis, ritz_pairs
-from landscape_core.curvature.moments import LEAST, TOGETHER, Moments, known_moments
+from landscape_core.curvature.moments import (
+    LEAST,
+    TOGETHER,
+    Moments,
+    grow_while_it_pays,
+    known_moments,
+    largest_basis,
+    sample_rows,
+)
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.results import Eigenpairs, Estimate, with_error
@@ -108,7 +116,8 @@ def curvature_summary(
     k : int
         How many of the largest eigenpairs.
     tol : float
-        Largest relative residual of an eigenpair.
+        Largest relative residual of an eigenpair; for a smallest eigenvalue closer to zero than
+        a hundredth of the largest, relative to that hundredth.
     trace_rtol, square_rtol : float
         Relative standard errors at which the trace and the trace of the square stop.
     steps, probes : int
@@ -144,7 +153,8 @@ def curvature_summary(
     if max_matvecs < least:
         raise ValueError(f"max_matvecs must be at least {least} here, got {max_matvecs}")
     rng = generator(seed, operator.device)
-    ends, known, spent = _ends(operator, k, tol, max_matvecs // 2, rng)
+    room = min(max_matvecs // 2, max_matvecs - steps * probes)
+    ends, known, spent = _ends(operator, k, tol, trace_rtol, room, rng)
     found = quadratures(operator, steps, probes, known, rng)
     density = density_of(found, known, n)
     spent += density.matvecs
@@ -166,7 +176,12 @@ def curvature_summary(
 
 
 def _ends(
-    operator: SymmetricOperator, k: int, tol: float, max_matvecs: int, rng: torch.Generator
+    operator: SymmetricOperator,
+    k: int,
+    tol: float,
+    trace_rtol: float,
+    max_matvecs: int,
+    rng: torch.Generator,
 ) -> tuple[Eigenpairs, Eigenpairs, int]:
     """The k largest pairs and then the smallest; all Ritz pairs of the run; products spent."""
 
@@ -176,12 +191,21 @@ def _ends(
             return descending
         return torch.cat([descending[:k], descending[-1:], descending[k:-1]])
 
+    def tolerance(values: Tensor) -> Tensor:
+        # The smallest may be zero, as of every Gauss-Newton matrix, and have no relative error.
+        sizes = values.abs()
+        allowed = tol * sizes
+        allowed[k:] = tol * sizes[k:].clamp_min(float(sizes.max()) / 100)
+        return allowed
+
     wanted = min(k + 1, operator.n)
-    basis = krylov_basis(operator, max(2 * k + 20, 40), rng)
-    spent, chosen, _ = expand(basis, ends_first, wanted, tol, max_matvecs)
+    basis = krylov_basis(operator, largest_basis(operator, max(2 * k + 20, 40)), rng)
+    spent, _ = expand(basis, ends_first, wanted, tolerance, max_matvecs)
+    spent += grow_while_it_pays(basis, 1, trace_rtol, max_matvecs - spent)
+    chosen = ends_first(basis.ritz()[0])[:wanted]
     size = basis.size
     others = torch.tensor([i for i in range(size) if i not in set(chosen.tolist())]).long()
-    every = ritz_pairs(basis, torch.cat([chosen, others]), tol, spent)
+    every = ritz_pairs(basis, torch.cat([chosen, others]), tolerance, spent)
     return _part(every, slice(0, wanted)), every, spent
 
 
@@ -218,9 +242,8 @@ def _sharpen(
         if (done and len(samples) >= LEAST) or spent >= max_matvecs:
             return moments
         block = min(TOGETHER, max_matvecs - spent)
-        more = quadratures(operator, 1, block, known, rng)
-        free = operator.n - len(known)
-        samples = torch.cat([samples, torch.stack([each for _, _, each in more]) * free])
+        more = sample_rows(operator.deflate(known), block, "sphere", rng).cpu()
+        samples = torch.cat([samples, more])
         spent += block
 
 

@@ -141,8 +141,13 @@ class DiagonalEstimate:
     @property
     def relative_error(self) -> float:
         """Length of the vector of standard errors over the length of the diagonal."""
-        length = float(self.value.norm())
-        return float(self.stderr.norm()) / length if length > 0 else float("inf")
+        return _ratio(self.stderr, self.value)
+
+
+def _ratio(error: Tensor, value: Tensor) -> float:
+    """Length of `error` over that of `value`, in float64: squares of float32 may not exist."""
+    lengths = [float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (error, value)]
+    return lengths[0] / lengths[1] if lengths[1] > 0 else float("inf")
 
 
 def diagonal(
@@ -184,24 +189,28 @@ def diagonal(
     check_sampling(probes, rtol)
     rng = generator(seed, operator.device)
     mean = torch.zeros(operator.n, dtype=operator.dtype, device=operator.device)
-    spread, count = torch.zeros_like(mean), 0  # Welford's running sum of squared deviations
+    # Welford's running sum of squared deviations, in units of the largest entry seen first.
+    spread, count, unit = torch.zeros_like(mean), 0, torch.zeros_like(mean[0])
     stopped: Literal["", "rtol", "budget"] = ""
     while count < probes:
         v = probes_block(min(TOGETHER, probes - count), operator.n, operator.dtype, rng)
         for sample in (v * (operator @ v)).T:
+            if count == 0:
+                unit = sample.abs().max()
+                unit = torch.where(unit > 0, unit, torch.ones_like(unit))
             count += 1
-            step = sample - mean
-            mean += step / count
-            spread += step * (sample - mean)
+            step = (sample - mean) / unit
+            mean += unit * (step / count)
+            spread += step * ((sample - mean) / unit)
         if rtol is not None:
             stopped = "budget"
-            stderr = (spread / (count - 1) / count).sqrt()
-            if float(stderr.norm()) <= rtol * float(mean.norm()):
+            stderr = unit * (spread / (count - 1) / count).sqrt()
+            if _ratio(stderr, mean) <= rtol:
                 stopped = "rtol"
                 break
     if not bool(torch.isfinite(mean).all()):
         raise FloatingPointError(
             "a product of the operator is not finite: theta or the data hold nan or inf"
         )
-    stderr = (spread / (count - 1) / count).sqrt()
+    stderr = unit * (spread / (count - 1) / count).sqrt()
     return DiagonalEstimate(mean, stderr, count, count, stopped)

@@ -24,6 +24,9 @@ def xtrace(
 ) -> Estimate:
     """Add vectors, two products each, until `rtol` is reached or the products are spent."""
     most = min(probes // 2, operator.n)
+    if operator.n == 1:
+        one = torch.ones(1, dtype=operator.dtype, device=operator.device)
+        return Estimate(float(operator @ one), 0.0, 1, 1, "rtol" if rtol else "")
     sketch = _Sketch(operator, rng)
     sketch.add(most if rtol is None else min(FIRST, most))
     stopped: Literal["", "rtol", "budget"] = ""

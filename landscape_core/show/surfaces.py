@@ -17,12 +17,18 @@ from landscape_core.show.style import LANDSCAPE, WIDTH, styled
 LOSS = "loss (nats)"
 GREY = "#808080"  # legible on a white page and on a dark one
 MARK = "#d55e00"  # the colour-blind palette's vermilion
+ARROW = {"arrowstyle": "-|>", "color": "white", "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
+PLATE = {"boxstyle": "round,pad=0.2", "facecolor": "black", "alpha": 0.55, "linewidth": 0}
 Marks = Mapping[str, tuple[float, float]]
 
 
 @styled
 def plot_contours(
-    planes: Mapping[str, Plane], *, marks: Marks | None = None, log: bool = True
+    planes: Mapping[str, Plane],
+    *,
+    marks: Marks | None = None,
+    arrows: Marks | None = None,
+    log: bool = True,
 ) -> Picture:
     """Contours of the loss over one or several planes, side by side on one colour scale.
 
@@ -31,6 +37,8 @@ def plot_contours(
     planes : mapping of title to Plane
     marks : mapping of label to (x, y), optional
         Points to mark, in the plane's steps; None marks the centre.
+    arrows : mapping of label to (x, y), optional
+        Arrows from the centre, in the plane's steps.
     log : bool
         Whether levels are spaced evenly in the logarithm of the loss.
     """
@@ -48,6 +56,10 @@ def plot_contours(
         for label, (x, y) in (marks or {"": (0.0, 0.0)}).items():
             axes.plot(x, y, "o", color="white", markeredgecolor="black", markersize=6)
             axes.annotate(label, (x, y), (4, 4), textcoords="offset points", color="white")
+        for label, (x, y) in (arrows or {}).items():
+            axes.annotate("", (x, y), (0, 0), arrowprops=ARROW)
+            text = axes.annotate(label, (x, y), (5, 5), textcoords="offset points")
+            text.set(color="white", fontsize=9, bbox=PLATE)
         axes.set(title=title, xlabel="step along direction 1", aspect="equal")
         axes.grid(False)
     panels[0].set_ylabel("step along direction 2")

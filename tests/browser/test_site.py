@@ -116,6 +116,7 @@ def test_the_site_has_its_pages():
         "references.html",
         "search.html",
         "notebooks/01_first_landscape.html",
+        "notebooks/02_curvature.html",
         "theory/sgd_as_inference.html",
     }
     assert expected <= set(PAGES)
@@ -162,6 +163,34 @@ def test_the_surface_turns_when_it_is_dragged(visit, path, width):
     after = page.evaluate(camera)
     assert abs(after["x"] - before["x"]) + abs(after["y"] - before["y"]) > 0.1
     assert scene.screenshot() != picture
+    assert here.problems == []
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_density_follows_its_slider(visit, width):
+    here = visit(viewport={"width": width, "height": 900})
+    page = here.open("notebooks/02_curvature.html")
+    figure = page.locator(".landscape-live").first
+    figure.scroll_into_view_if_needed()
+    page.wait_for_function("e => e.dataset.ready", arg=figure.element_handle(), timeout=120_000)
+    label = figure.locator(".slider-container text", has_text="Lanczos steps: ").first
+    rail = figure.locator(".slider-rail-touch-rect").first
+    rail.scroll_into_view_if_needed()
+    box = rail.bounding_box()
+    seen = []
+    for part in (0.98, 0.5, 0.02):
+        page.mouse.click(box["x"] + part * box["width"], box["y"] + box["height"] / 2)
+        page.wait_for_timeout(400)
+        number = int(label.text_content().removeprefix("Lanczos steps: "))
+        legend = "\n".join(figure.locator(".legendtext").all_text_contents())
+        assert f"density, {number} step" in legend
+        lines = figure.locator(".scatterlayer .js-line").evaluate_all(
+            "lines => lines.map(line => line.getAttribute('d')).join()"
+        )
+        seen.append((number, lines))
+    numbers, curves = zip(*seen, strict=True)
+    assert numbers[0] > numbers[1] > numbers[2] == 1
+    assert len(set(curves)) == 3
     assert here.problems == []
 
 

@@ -20,6 +20,11 @@ def matrix(values, seed=0):
     return lc.Matrix((full + full.T) / 2)
 
 
+def eigenvectors(A, rows):
+    """Exact eigenvectors, numbered from the largest eigenvalue down."""
+    return torch.linalg.eigh(A.matrix)[1].flip(1)[:, rows]
+
+
 def test_krylov_basis_holds_its_decomposition_through_restarts():
     A = matrix(torch.randn(60, generator=torch.Generator().manual_seed(1)))
     basis = KrylovBasis(A, 12, torch.Generator().manual_seed(0))
@@ -117,6 +122,132 @@ def test_a_quadratic_diverges_exactly_above_two_over_the_top_eigenvalue():
         assert bool(theta.norm() > 10) is grows
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_krylov_basis_holds_its_decomposition_in_any_unit(scale):
+    A = lc.Matrix((matrix(torch.linspace(-1, 3, 50)).matrix * scale).float())
+    basis = KrylovBasis(A, 20, torch.Generator().manual_seed(0))
+    for _ in range(20):
+        basis.grow()
+    Q, T = basis.vectors, basis.projected
+    error = (A.matrix / scale) @ Q - Q @ (T / scale)
+    error[:, -1] -= basis.remainder / scale
+    assert error.norm() < 1e-4
+    assert (Q.T @ Q - torch.eye(20)).norm() < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("find", [lc.top_eigenpairs, lc.power_iteration])
+def test_eigenvalues_scale_with_the_matrix_in_single_precision(find, scale):
+    # Squares of the entries underflow or overflow in float32 here.
+    values = torch.tensor([-6.0, 3.0, *torch.linspace(-1, 1, 48).tolist()])
+    A = lc.Matrix((matrix(values).matrix * scale).float())
+    pairs = find(A, tol=1e-4)
+    assert float(pairs.values[0]) / scale == pytest.approx(-6, rel=1e-4)
+    assert bool(pairs.converged.all())
+    assert 0 < float(pairs.residuals[0]) <= 1.01e-4 * 6 * scale
+
+
+def test_sums_over_ritz_values_are_the_moments_of_the_start():
+    # Weights w are the squared first entries of the eigenvectors of T.
+    A = matrix(torch.linspace(-1, 3, 40))
+    v = torch.randn(40, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    basis = KrylovBasis(A, 6, torch.Generator(), v)
+    for _ in range(6):
+        basis.grow()
+    values, rotation, _, _ = basis.ritz()
+    weights, power = rotation[0].square(), v
+    for exponent in range(12):  # exact up to twice the steps less one
+        expected = float(v @ power / (v @ v))
+        assert float(weights @ values**exponent) == pytest.approx(expected, rel=1e-10)
+        power = A.matrix @ power
+    assert float(weights @ values**12) != pytest.approx(float(v @ power / (v @ v)), rel=1e-10)
+
+
+@pytest.mark.parametrize(("k", "which"), [(1, "LM"), (3, "LA")])
+def test_a_search_from_known_eigenvectors_needs_fewer_products(k, which):
+    A = matrix(torch.linspace(0, 1, 200) ** 3)
+    cold = lc.top_eigenpairs(A, k, which, tol=1e-6)
+    noise = 1e-6 * torch.randn(200, k, generator=torch.Generator().manual_seed(0))
+    start = eigenvectors(A, slice(0, k)) + noise
+    warm = lc.top_eigenpairs(A, k, which, tol=1e-6, start=start if k > 1 else start[:, 0])
+    torch.testing.assert_close(warm.values, cold.values, rtol=1e-6, atol=0)
+    assert warm.matvecs <= cold.matvecs / 2
+    assert bool(warm.converged.all())
+
+
+def test_the_start_leads_only_where_it_has_a_part():
+    # From an exact eigenvector the space is invariant at once; the search goes on elsewhere.
+    A = matrix([5.0, 4.0, *torch.linspace(0, 1, 38).tolist()])
+    pairs = lc.top_eigenpairs(A, 2, tol=1e-8, start=eigenvectors(A, 1))
+    torch.testing.assert_close(pairs.values, torch.tensor([5.0, 4.0]).double())
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (torch.ones(4), r"shape \(3,\) or \(3, p\), got \(4,\)"),
+        (torch.ones(3, 1, 1), r"shape \(3,\) or \(3, p\), got \(3, 1, 1\)"),
+        (torch.zeros(3), "start must be finite and not zero"),
+        (torch.full((3,), torch.nan), "start must be finite and not zero"),
+        (torch.full((3,), torch.inf), "start must be finite and not zero"),
+    ],
+)
+def test_a_start_that_is_no_direction_is_refused(start, message):
+    with pytest.raises(ValueError, match=message):
+        lc.top_eigenpairs(matrix([1.0, 2.0, 3.0]), start=start)
+
+
+def test_a_start_that_is_no_tensor_is_refused():
+    with pytest.raises((TypeError, ValueError), match="start must"):
+        lc.top_eigenpairs(matrix([1.0, 2.0, 3.0]), start=[1.0, 2.0, 3.0])
+
+
+def test_negative_values_and_the_condition_number_are_counted_from_the_pairs():
+    values = [8.0, 2.0, 0.5, -1e-3, -4.0]
+    pairs = lc.top_eigenpairs(matrix(values), 5, tol=1e-10)
+    assert pairs.negative == 2
+    assert pairs.condition_number == pytest.approx(8e3, rel=1e-6)
+    assert lc.top_eigenpairs(matrix(values), 2, "LA", tol=1e-10).negative == 0
+    # A value that its residual does not tell from zero is not negative.
+    wide = lc.Eigenpairs(
+        torch.tensor([-1.0, -3.0]), torch.eye(2), torch.tensor([2.0, 2.0]), torch.ones(2) > 0, 1
+    )
+    assert wide.negative == 1
+    assert lc.top_eigenpairs(matrix([1.0, 0.0, 0.0]), 3).condition_number > 1e12
+
+
+@pytest.mark.parametrize("top", [3.0, -3.0])
+def test_power_iteration_finds_the_dominant_value_with_its_sign(top):
+    A = matrix([top, *torch.linspace(-1.5, 1.5, 59).tolist()])
+    pair = lc.power_iteration(A, tol=1e-6)
+    v, value = pair.vectors[:, 0], float(pair.values[0])
+    assert value == pytest.approx(top, rel=1e-10)  # its error is the square of the residual's
+    assert float(v.norm()) == pytest.approx(1, rel=1e-12)
+    assert float(v @ A.matrix @ v) == pytest.approx(value, rel=1e-12)
+    residual = float((A.matrix @ v - value * v).norm())
+    assert float(pair.residuals[0]) == pytest.approx(residual, rel=1e-6)
+    assert residual <= 1e-6 * 3
+    assert pair.matvecs == A.matvecs
+    assert lc.top_eigenpairs(A, tol=1e-6).matvecs <= pair.matvecs
+
+
+@pytest.mark.parametrize("budget", [1, 2, 9])
+def test_power_iteration_out_of_products_returns_a_pair_that_belongs_together(budget):
+    A = matrix(torch.linspace(-1, 1.001, 50))
+    pair = lc.power_iteration(A, tol=1e-9, max_matvecs=budget)
+    v = pair.vectors[:, 0]
+    residual = (A.matrix @ v - pair.values * v).norm()
+    torch.testing.assert_close(pair.residuals[0], residual)
+    torch.testing.assert_close(v @ A.matrix @ v, pair.values[0])
+    assert pair.matvecs == A.matvecs == budget
+    assert not bool(pair.converged[0])
+
+
+def test_power_iteration_on_a_zero_matrix_stops_at_once():
+    pair = lc.power_iteration(matrix([0.0, 0.0, 0.0]))
+    assert (float(pair.values[0]), pair.matvecs) == (0.0, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -130,6 +261,9 @@ def test_a_quadratic_diverges_exactly_above_two_over_the_top_eigenvalue():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         lc.top_eigenpairs(matrix([1.0, 2.0, 3.0]), **arguments)
+    if "k" not in arguments and "which" not in arguments:
+        with pytest.raises(ValueError, match=message):
+            lc.power_iteration(matrix([1.0, 2.0, 3.0]), **arguments)
 
 
 def test_products_that_are_not_finite_are_refused():
