@@ -88,7 +88,7 @@ class KrylovBasis:
             return True
         upper = self._projected[: self.size, : self.size]
         tolerance = 100 * self.operator.rounding**0.75
-        return bool(upper.triu(2).abs().max() <= tolerance * upper.abs().max())
+        return bool(upper.triu(2).abs().max() <= tolerance * self._scale)
 
     @property
     def coupling(self) -> Tensor:
@@ -133,6 +133,7 @@ class KrylovBasis:
         if m == 0:
             largest = product.abs().max()
             self._unit = torch.where(largest > 0, largest, torch.ones_like(largest))
+            self._scale = self.operator.magnitude / self._unit
         w = product / self._unit
         self._scale = torch.maximum(self._scale, w.norm())
         # The last two vectors hold all of A q that is not rounding, save after a restart.

@@ -27,7 +27,7 @@ from landscape_core.curvature.operators import Deflated, SymmetricOperator, chec
 from landscape_core.curvature.probes import Distribution, Seed, generator, probes_block
 from landscape_core.results import Eigenpairs, Estimate
 
-LEAST = 10  # samples before a standard error is trusted to stop the sampling
+LEAST = 16  # samples before a standard error is trusted to stop the sampling
 BASIS_BYTES = 1 << 30  # of a Krylov basis made for its share of a trace
 SMALL = 50_000  # up to this n, probes are multiplied several at a time
 TOGETHER = 8

@@ -19,6 +19,9 @@ class SymmetricOperator:
         Products with single vectors made so far.
     rounding : float
         Relative error to expect of a product; that of the dtype unless a subclass says more.
+    magnitude : float
+        A size that entries had on the way to a product, 0 if no more than its own: what is
+        smaller by the rounding is noise.
     """
 
     n: int
@@ -28,6 +31,7 @@ class SymmetricOperator:
     def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
         self.n, self.dtype, self.device = n, dtype, device
         self.rounding = torch.finfo(dtype).eps
+        self.magnitude = 0.0
         self.matvecs = 0
 
     def _multiply(self, vectors: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ class _Transformed(SymmetricOperator):
     def __init__(self, base: SymmetricOperator) -> None:
         super().__init__(base.n, base.dtype, base.device)
         self.base = base
-        self.rounding = base.rounding
+        self.rounding, self.magnitude = base.rounding, base.magnitude
 
 
 class Deflated(_Transformed):
@@ -111,6 +115,7 @@ class Deflated(_Transformed):
             got = pairs.vectors.shape[0]
             raise ValueError(f"eigenvectors must have n = {base.n} entries, got {got}")
         self.pairs = pairs
+        self.magnitude = max(base.magnitude, float(pairs.values.abs().max()))
 
     def project(self, vectors: Tensor) -> Tensor:
         """P v: `vectors` without their parts along the eigenvectors."""
