@@ -99,3 +99,18 @@ def text(results: dict[str, Any]) -> str:
     """All tables, for a terminal."""
     pieces = [products(results).round(2), tasks(results).round(2), memory(results).round(0)]
     return "\n\n".join(piece.to_string() for piece in pieces if len(piece))
+
+
+def growth(results: dict[str, Any]) -> pd.DataFrame:
+    """Seconds of a product against examples and against parameters."""
+    rows = [
+        {
+            "varied": kind,
+            "count": count,
+            "seconds": spent,
+            "seconds per million": 1e6 * spent / count,
+        }
+        for kind, series in results["growth"].items()
+        for count, spent in series
+    ]
+    return pd.DataFrame(rows).set_index(["varied", "count"])

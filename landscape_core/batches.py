@@ -104,14 +104,15 @@ def gather(batches: Iterable[Batch], indices: Tensor) -> Batch:
     starts = torch.tensor([0] + [len(targets) for _, targets in batches]).cumsum(0)
     owner = torch.searchsorted(starts, indices, right=True) - 1
     picked = [
-        _take(batches[b], indices[owner == b] - starts[b]) for b in sorted(set(owner.tolist()))
+        take(batches[b], indices[owner == b] - starts[b]) for b in sorted(set(owner.tolist()))
     ]
     inputs, targets = [inputs for inputs, _ in picked], [targets for _, targets in picked]
     together = _concatenate(inputs), torch.cat(targets)
-    return _take(together, owner.argsort(stable=True).argsort())
+    return take(together, owner.argsort(stable=True).argsort())
 
 
-def _take(batch: Batch, rows: Tensor) -> Batch:
+def take(batch: Batch, rows: Tensor) -> Batch:
+    """Pick rows of a batch, in the order asked for."""
     return map_tensors(lambda x: x[rows.to(x.device)], batch)
 
 

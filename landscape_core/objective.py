@@ -28,6 +28,7 @@ from landscape_core.batches import (
     is_tuple,
     map_tensors,
     move,
+    take,
 )
 from landscape_core.batchnorm import BatchNormPolicy, check_policy, norms
 from landscape_core.criteria import Criterion, check_criterion, draws_nothing, split_loss
@@ -216,8 +217,15 @@ class Objective:
 
         `parameters` names and shapes the pieces of theta, as ``space.unflatten`` does.
         """
-        # The fused attention kernels have no second derivative; the math backend has.
-        with self._modes(), sdpa_kernel(SDPBackend.MATH):
+        # The fused kernels of attention and of recurrent layers have no second derivative; the
+        # math backend and PyTorch's own loops have.
+        recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
+        fused = torch.backends.cudnn.enabled and not recurrent
+        with (
+            self._modes(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.cudnn.flags(enabled=fused),
+        ):
             return self._outputs(parameters, inputs, statistics)
 
     def output_loss(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -273,7 +281,12 @@ class Objective:
 
         per_example = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)
         for inputs, targets in self.batches():
-            yield per_example(theta, inputs, targets).detach()
+            try:
+                yield per_example(theta, inputs, targets).detach()
+            except RuntimeError:  # vmap does not follow every layer, such as recurrent ones
+                rows = [take((inputs, targets), torch.tensor([i])) for i in range(len(targets))]
+                gradients = [self.batch_gradient(theta, row, statistics) for row in rows]
+                yield torch.stack(gradients)
 
     def statistics(self, theta: Tensor) -> dict[str, Tensor]:
         """Buffers that the model is to use at theta; empty where it keeps its own.

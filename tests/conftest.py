@@ -59,6 +59,18 @@ class Attention(nn.Module):
         return self.head(self.encoder(x).mean(1))
 
 
+class Recurrent(nn.Module):
+    """An LSTM and a head on its last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cells(x)[0][:, -1])
+
+
 def frozen() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     model[0].requires_grad_(False)
@@ -118,6 +130,7 @@ CASES = [
     Case("BatchNorm", trained_norm, random(4)),
     Case("LayerNorm", lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)), random(4)),
     Case("attention", Attention, random(5, 4)),
+    Case("LSTM", Recurrent, random(5, 4)),
     Case("tied weights", Tied, random(4)),
     Case("frozen layer", frozen, random(4)),
     Case("tuple inputs", TwoInputs, lambda: (random(3)(), random(2)())),

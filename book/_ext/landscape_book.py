@@ -93,10 +93,12 @@ class PlotlyRenderer(render.MimeRenderPlugin):  # type: ignore[misc]
         if inline or data.mime_type != PLOTLY_MIME:
             return None
         figure = json.dumps(data.content, separators=(",", ":")).replace("</", "<\\/")
-        height = data.content.get("layout", {}).get("height", 450)
+        layout = data.content.get("layout", {})
+        height = layout.get("height", 450)
+        use = "move its slider" if layout.get("sliders") else "drag to turn, scroll to zoom"
         html = (
-            f'<div class="landscape-live" style="min-height:{height}px" role="img" '
-            'aria-label="Interactive figure: drag to turn, scroll to zoom">'
+            f'<div class="landscape-live" style="min-height:{height}px" role="group" '
+            f'aria-label="Interactive figure: {use}">'
             f'<script type="application/json">{figure}</script></div>'
         )
         return [nodes.raw("", html, format="html")]

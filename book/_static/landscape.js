@@ -23,9 +23,31 @@
     delete layout.width;
     const data = figure.data.map((trace) => (narrow ? { ...trace, showscale: false } : trace));
     await plotly.newPlot(target, data, layout, { responsive: true, displaylogo: false });
+    mirrorSliders(plotly, target, figure.layout.sliders || []);
     place.parentElement.classList.add("landscape-drawn");
     place.dataset.ready = "true";
   };
+
+  // Plotly's sliders are only drawn. A real one beside each serves arrow keys and screen readers.
+  const mirrorSliders = (plotly, target, sliders) =>
+    sliders.forEach((slider, k) => {
+      const last = slider.steps.length - 1;
+      const input = Object.assign(document.createElement("input"), { type: "range", min: 0, max: last });
+      const tell = (index) => {
+        input.value = index;
+        input.setAttribute("aria-valuetext", slider.steps[index].label);
+      };
+      input.className = "landscape-slider";
+      input.setAttribute("aria-label", slider.currentvalue.prefix.replace(/:\s*$/, ""));
+      input.addEventListener("input", () => {
+        const index = Number(input.value);
+        plotly.update(target, slider.steps[index].args[0], { [`sliders[${k}].active`]: index });
+        tell(index);
+      });
+      target.on("plotly_sliderchange", (event) => tell(event.slider._index === k ? event.slider.active : input.value));
+      tell(slider.active || 0);
+      target.after(input);
+    });
 
   const start = () => {
     const seen = new IntersectionObserver(

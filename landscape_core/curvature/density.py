@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -192,9 +193,9 @@ def spectral_density(
     True
     """
     check_operator(operator)
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, Integral) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, got {steps}")
-    if not isinstance(probes, int) or probes < 1:
+    if not isinstance(probes, Integral) or probes < 1:
         raise ValueError(f"probes must be a whole number >= 1, got {probes}")
     rng = generator(seed, operator.device)
     bases = quadratures(operator, steps, probes, deflate, rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -85,7 +86,7 @@ def top_eigenpairs(
     if which not in get_args(Which):
         options = ", ".join(map(repr, get_args(Which)))
         raise ValueError(f"which must be one of {options}, got {which!r}")
-    if not isinstance(k, int) or not 1 <= k <= operator.n:
+    if not isinstance(k, Integral) or not 1 <= k <= operator.n:
         raise ValueError(f"k must lie between 1 and n = {operator.n}, got {k}")
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}")

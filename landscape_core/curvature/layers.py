@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import pandas as pd
 import torch
@@ -122,7 +123,7 @@ def layer_curvature(
     if not isinstance(operator, ObjectiveOperator):
         kind = type(operator).__name__
         raise TypeError(f"layer_curvature needs a Hessian or an Objective, got {kind}")
-    if not isinstance(probes, int) or probes < 4:
+    if not isinstance(probes, Integral) or probes < 4:
         raise ValueError(f"probes must be at least 4, got {probes}")
     rng = generator(seed, operator.device)
     groups = layers_of(operator)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -245,7 +246,7 @@ def stop_reason(rtol: float | None, reached: bool) -> Literal["", "rtol", "budge
 
 def check_sampling(probes: int, rtol: float | None, least: int = 4) -> None:
     """Refuse a budget too small for a standard error, or an error that cannot be reached."""
-    if not isinstance(probes, int) or probes < least:
+    if not isinstance(probes, Integral) or probes < least:
         raise ValueError(f"probes must be at least {least}, got {probes}")
     if rtol is not None and not rtol > 0:
         raise ValueError(f"rtol must be positive or None, got {rtol}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import pandas as pd
 import torch
@@ -140,14 +141,14 @@ def curvature_summary(
     """
     check_operator(operator)
     n = operator.n
-    if not isinstance(k, int) or not 1 <= k <= n:
+    if not isinstance(k, Integral) or not 1 <= k <= n:
         raise ValueError(f"k must lie between 1 and n = {n}, got {k}")
     for name, value in [("tol", tol), ("trace_rtol", trace_rtol), ("square_rtol", square_rtol)]:
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
-    if not isinstance(probes, int) or probes < 2:
+    if not isinstance(probes, Integral) or probes < 2:
         raise ValueError(f"probes must be a whole number >= 2, got {probes}")
-    if not isinstance(steps, int) or steps < 2:
+    if not isinstance(steps, Integral) or steps < 2:
         raise ValueError(f"steps must be a whole number >= 2, got {steps}")
     least = 2 * (k + 1) + steps * probes
     if max_matvecs < least:

@@ -90,6 +90,9 @@ def trace(
     check_sampling(probes, rtol, LEAST_PROBES[method])
     if deflate is not None and method != "hutchinson":
         raise ValueError(f"deflate goes with method='hutchinson', got {method!r}")
+    if distribution not in get_args(Distribution):
+        options = ", ".join(map(repr, get_args(Distribution)))
+        raise ValueError(f"distribution must be one of {options}, got {distribution!r}")
     rng, spent, pairs = generator(seed, operator.device), 0, deflate
     if method == "xtrace":
         return xtrace(operator, probes, rtol, rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -75,7 +76,7 @@ class CurvatureTracker:
         **options: Any,
     ) -> None:
         for name, value in [("every_steps", every_steps), ("every_epochs", every_epochs)]:
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name} must be a whole number >= 1, got {value}")
         if not tol > 0:
             raise ValueError(f"tol must be positive, got {tol}")

@@ -191,6 +191,13 @@ def test_the_density_follows_its_slider(visit, width):
     numbers, curves = zip(*seen, strict=True)
     assert numbers[0] > numbers[1] > numbers[2] == 1
     assert len(set(curves)) == 3
+    keys = figure.get_by_role("slider")  # plotly's own cannot be reached by keyboard
+    assert keys.get_attribute("aria-valuetext") == "1"
+    keys.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(400)
+    assert keys.get_attribute("aria-valuetext") == "2"
+    assert label.text_content() == "Lanczos steps: 2"
     assert here.problems == []
 
 
