@@ -44,7 +44,7 @@ AMORTIZED = 30  # products over which building the graphs is spread
 TOP = 10
 # Stochastic Lanczos quadrature as others offer it (steps, probes), and ours behind a Krylov
 # basis; `density_errors` checks that the second is at least as accurate as the first.
-PLAIN, DEFLATED, BASIS = (80, 10), (20, 5), 40
+PLAIN, DEFLATED, BASIS = (80, 10), (40, 4), 60
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -54,6 +54,8 @@ def add_package_hash(app: Sphinx, docname: str, content: list[str]) -> None:
     """Put the hash into a hidden first cell: the cache of outputs is keyed on the cells."""
     comment = f"# landscape_core {package_hash()}"
     text = content[0]
+    if '"benchmarks"' in text:
+        comment += f", benchmarks {folder_hash(ROOT / 'benchmarks')}"
     if app.env.doc2path(docname).endswith(".ipynb"):
         notebook = nbformat.reads(text, as_version=4)
         cell = nbformat.v4.new_code_cell(comment, metadata={"tags": ["remove-cell"]}, id="hash")
@@ -72,7 +74,8 @@ def outdated_pages(
 
     Sphinx itself looks at the pages only, and copies no style sheet while none is outdated.
     """
-    current = package_hash() + folder_hash(Path(app.srcdir) / "_static")
+    site = [Path(app.srcdir) / "_static", ROOT / "benchmarks"]
+    current = package_hash() + "".join(map(folder_hash, site))
     if current == getattr(env, "landscape_hash", None):
         return []
     env.landscape_hash = current  # type: ignore[attr-defined]
