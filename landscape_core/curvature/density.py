@@ -13,9 +13,9 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from landscape_core.curvature.lanczos import KrylovBasis, grow_together
-from landscape_core.curvature.moments import SMALL
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Seed, generator, probe
+from landscape_core.curvature.sampling import SMALL
 from landscape_core.results import Eigenpairs, Estimate
 
 

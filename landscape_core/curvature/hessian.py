@@ -46,6 +46,27 @@ class ObjectiveOperator(SymmetricOperator):
         """The parameters that the rows and columns belong to, in order."""
         return self._chosen
 
+    @property
+    def layers(self) -> dict[str, list[str]]:
+        """Names of the parameters of each layer, by the module that owns them, in order."""
+        groups: dict[str, list[str]] = {}
+        for name in self._chosen:
+            groups.setdefault(name.rpartition(".")[0] or name, []).append(name)
+        return groups
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """How many rows belong to each run of parameters of one layer, in order."""
+        owners = [name.rpartition(".")[0] or name for name in self._chosen]
+        sizes: list[int] = []
+        for index, name in enumerate(self._chosen):
+            size = self._leaves[name].numel()
+            if index and owners[index] == owners[index - 1]:
+                sizes[-1] += size
+            else:
+                sizes.append(size)
+        return tuple(sizes)
+
     def block(self, parameters: ParameterChoice) -> SymmetricOperator:
         """Return the diagonal block of some of the parameters, as an operator of its own.
 
@@ -85,7 +106,7 @@ class ObjectiveOperator(SymmetricOperator):
                     directions = {name: piece[part] for name, piece in along.items()}
                     for name, product in graph.multiply(directions, retain).items():
                         into[name][part].add_(product, alpha=size)
-        return (total / self._graphs.examples).T
+        return total.div_(self._graphs.examples).T
 
 
 class Hessian(ObjectiveOperator):

@@ -10,8 +10,8 @@ import torch
 
 from landscape_core.curvature.eigen import top_eigenpairs
 from landscape_core.curvature.hessian import Hessian, ObjectiveOperator
-from landscape_core.curvature.moments import sample_moments
 from landscape_core.curvature.probes import Seed, generator
+from landscape_core.curvature.sampling import sample_moments
 from landscape_core.objective import Objective
 from landscape_core.results import Eigenpairs, Estimate
 
@@ -126,19 +126,11 @@ def layer_curvature(
     if not isinstance(probes, Integral) or probes < 4:
         raise ValueError(f"probes must be at least 4, got {probes}")
     rng = generator(seed, operator.device)
-    groups = layers_of(operator)
+    groups = operator.layers
     layers = [
         _layer(operator, layer, names, tol, probes, rng) for layer, names in groups.items()
     ]
     return LayerTable(tuple(each for each, _ in layers), sum(spent for _, spent in layers))
-
-
-def layers_of(operator: ObjectiveOperator) -> dict[str, list[str]]:
-    """Names of the parameters of each layer, by the module that owns them, in order."""
-    groups: dict[str, list[str]] = {}
-    for name in operator.names:
-        groups.setdefault(name.rpartition(".")[0] or name, []).append(name)
-    return groups
 
 
 def _layer(
@@ -151,9 +143,7 @@ def _layer(
 ) -> tuple[LayerCurvature, int]:
     block = operator.block(names)
     top = top_eigenpairs(block, 1, "LA", tol=tol, seed=rng)
-    moments = sample_moments(
-        block, probes, lambda m: m.trace, pairs=top, spent=top.matvecs, rng=rng
-    )
+    moments = sample_moments(block, probes, None, pairs=top, spent=top.matvecs, rng=rng)
     found = LayerCurvature(
         layer, block.n, top, moments.trace, moments.trace_of_square, moments.effective_rank
     )

@@ -34,6 +34,11 @@ class SymmetricOperator:
         self.magnitude = 0.0
         self.matvecs = 0
 
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """How many rows belong to each layer, in order; (n,) where there are none."""
+        return (self.n,)
+
     def _multiply(self, vectors: Tensor) -> Tensor:
         """Return the products with the columns of `vectors`, shape (n, k) to (n, k)."""
         raise TypeError(f"{type(self).__name__} does not define its product")
@@ -101,6 +106,11 @@ class _Transformed(SymmetricOperator):
         super().__init__(base.n, base.dtype, base.device)
         self.base = base
         self.rounding, self.magnitude = base.rounding, base.magnitude
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Those of the operator that it is made of."""
+        return self.base.layer_sizes
 
 
 class Deflated(_Transformed):

@@ -11,17 +11,10 @@ from torch import Tensor
 
 from landscape_core.curvature.density import SpectralDensity, density_of, quadratures
 from landscape_core.curvature.eigen import expand, krylov_basis, ritz_pairs
-from landscape_core.curvature.moments import (
-    LEAST,
-    TOGETHER,
-    Moments,
-    grow_while_it_pays,
-    known_moments,
-    largest_basis,
-    sample_rows,
-)
+from landscape_core.curvature.moments import grow_while_it_pays, largest_basis
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Seed, generator
+from landscape_core.curvature.sampling import Moments, sample_moments
 from landscape_core.results import Eigenpairs, Estimate, with_error
 
 
@@ -161,9 +154,17 @@ def curvature_summary(
     spent += density.matvecs
     free = n - len(known)
     samples = torch.stack([moments for _, _, moments in found]) * free
-    moments = _sharpen(
-        operator, known, samples, trace_rtol, square_rtol, spent, max_matvecs, rng
-    )
+
+    def enough(moments: Moments) -> bool:
+        square = moments.trace_of_square
+        return (
+            moments.trace.relative_error <= trace_rtol and square.relative_error <= square_rtol
+        )
+
+    moments = sample_moments(
+        operator, max_matvecs - spent, enough, pairs=known, spent=spent, earlier=samples,
+        signed=True, distribution="sphere", rng=rng,
+    )  # fmt: skip
     top = _part(ends, slice(0, k))
     bottom = _part(ends, slice(len(ends) - 1, len(ends)))
     trace, square = moments.trace, moments.trace_of_square
@@ -218,34 +219,6 @@ def _part(pairs: Eigenpairs, rows: slice) -> Eigenpairs:
         pairs.converged[rows],
         pairs.matvecs,
     )
-
-
-def _sharpen(
-    operator: SymmetricOperator,
-    known: Eigenpairs,
-    samples: Tensor,
-    trace_rtol: float,
-    square_rtol: float,
-    spent: int,
-    max_matvecs: int,
-    rng: torch.Generator,
-) -> Moments:
-    """Add products to `samples` until both traces are precise, or the products are spent."""
-    exact = known_moments(known)
-    if len(known) == operator.n:
-        return Moments(torch.zeros(2, 2).double(), exact, spent, "rtol")
-    while True:
-        moments = Moments(samples, exact, spent, "")
-        done = (
-            moments.trace.relative_error <= trace_rtol
-            and moments.trace_of_square.relative_error <= square_rtol
-        )
-        if (done and len(samples) >= LEAST) or spent >= max_matvecs:
-            return moments
-        block = min(TOGETHER, max_matvecs - spent)
-        more = sample_rows(operator.deflate(known), block, "sphere", rng).cpu()
-        samples = torch.cat([samples, more])
-        spent += block
 
 
 def _marked(estimate: Estimate, rtol: float) -> Estimate:

@@ -8,14 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from landscape_core.curvature.moments import (
-    TOGETHER,
-    check_sampling,
-    leading_subspace,
-    sample_moments,
-)
+from landscape_core.curvature.moments import leading_subspace
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Distribution, Seed, generator, probes_block
+from landscape_core.curvature.sampling import TOGETHER, check_sampling, sample_moments, within
 from landscape_core.curvature.xtrace import xtrace
 from landscape_core.results import Eigenpairs, Estimate
 
@@ -40,7 +36,8 @@ def trace(
     ``"hutchinson"`` averages :math:`v^\top A v`. With Rademacher probes one sample has variance
     :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`; with Gaussian ones :math:`2\|A\|_F^2`. Where a few
     eigenvalues dominate, the others do far better: ``"deflated"`` first takes up to half of the
-    products for a Krylov basis, whose share of the trace is exact, and samples the rest;
+    products for a Krylov basis, whose share of the trace is exact, and samples the rest (from a
+    network's Hessian by means over signs of its layers, where that pays);
     ``"hutch++"`` does so with a random sketch (a third of the products, and a third for its
     share); ``"xtrace"`` lets every vector serve in both roles in turn.
 
@@ -103,8 +100,8 @@ def trace(
         pairs = _sketch(operator, min(probes // 3, operator.n), distribution, rng)
         spent = pairs.matvecs
     return sample_moments(
-        operator, probes - spent, lambda m: m.trace, pairs=pairs, spent=spent, rtol=rtol,
-        distribution=distribution, rng=rng,
+        operator, probes - spent, within(rtol, lambda m: m.trace), pairs=pairs, spent=spent,
+        signed=method == "deflated", distribution=distribution, rng=rng,
     ).trace  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from landscape_core.criteria import Criterion
 from landscape_core.curvature.eigen import top_eigenpairs
 from landscape_core.curvature.hessian import Hessian
-from landscape_core.curvature.layers import layers_of
 from landscape_core.curvature.operators import SymmetricOperator
 from landscape_core.experiments.training import TrainingState
 from landscape_core.objective import Objective
@@ -117,7 +116,7 @@ class CurvatureTracker:
             "matvecs": top.matvecs,
         }
         if self.layers:
-            for layer, names in layers_of(hessian).items():
+            for layer, names in hessian.layers.items():
                 found = self._search(hessian.block(names), layer)
                 record[layer] = float(found.values[0])
                 record["converged"] = record["converged"] and bool(found.converged[0])
