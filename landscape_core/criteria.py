@@ -78,3 +78,27 @@ def draws_nothing(device: torch.device) -> Iterator[None]:
         "the model's forward pass draws random numbers even in eval mode, so L(theta) would "
         "change from call to call: write dropout as nn.Dropout, or with training=self.training"
     )
+
+
+@contextmanager
+def writes_nothing(inputs: Any) -> Iterator[None]:
+    """Refuse a forward pass, run inside, that writes into its inputs."""
+    before = _versions(inputs)
+    yield
+    if _versions(inputs) != before:
+        raise ValueError(
+            "the model's forward pass writes into its inputs, so the data would change from "
+            "call to call: let it work on a copy (x * 2 in the place of x.mul_(2))"
+        )
+
+
+def _versions(value: Any) -> list[int]:
+    """How often each tensor in `value` was written to."""
+    found: list[Tensor] = []
+
+    def collect(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_tensors(collect, value)
+    return [x._version for x in found]

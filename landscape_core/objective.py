@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from landscape_core.backends import twice_differentiable
 from landscape_core.batches import (
     Batch,
     as_batches,
@@ -31,7 +31,13 @@ from landscape_core.batches import (
     take,
 )
 from landscape_core.batchnorm import BatchNormPolicy, check_policy, norms
-from landscape_core.criteria import Criterion, check_criterion, draws_nothing, split_loss
+from landscape_core.criteria import (
+    Criterion,
+    check_criterion,
+    draws_nothing,
+    split_loss,
+    writes_nothing,
+)
 from landscape_core.parameter_space import ParameterChoice, ParameterSpace
 from landscape_core.results import Estimate, Evaluation
 
@@ -126,8 +132,9 @@ class Objective:
     @property
     def examples(self) -> int:
         """Number of examples in the data."""
-        if isinstance(self._data, DataLoader) and not self._data.drop_last:
-            return len(self._data.dataset)  # type: ignore[arg-type]
+        data = self._data
+        if isinstance(data, DataLoader) and not getattr(data.batch_sampler, "drop_last", True):
+            return len(data.dataset)  # type: ignore[arg-type]
         return sum(len(targets) for _, targets in self.batches())
 
     def batches(self) -> Iterator[Batch]:
@@ -217,15 +224,7 @@ class Objective:
 
         `parameters` names and shapes the pieces of theta, as ``space.unflatten`` does.
         """
-        # The fused kernels of attention and of recurrent layers have no second derivative; the
-        # math backend and PyTorch's own loops have.
-        recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
-        fused = torch.backends.cudnn.enabled and not recurrent
-        with (
-            self._modes(),
-            sdpa_kernel(SDPBackend.MATH),
-            torch.backends.cudnn.flags(enabled=fused),
-        ):
+        with self._modes(), twice_differentiable(self.model, self.space.device):
             return self._outputs(parameters, inputs, statistics)
 
     def output_loss(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -382,7 +381,7 @@ class Objective:
         if batch is None:
             batch = next(self.batches())
         leaf = self.theta.clone().requires_grad_()
-        with draws_nothing(self.space.device):
+        with draws_nothing(self.space.device), writes_nothing(batch[0]):
             statistics = self.statistics(self.theta)
             with torch.enable_grad():
                 outputs = self.batch_outputs(self.space.unflatten(leaf), batch[0], statistics)

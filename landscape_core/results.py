@@ -87,6 +87,8 @@ class Estimate:
     @property
     def relative_error(self) -> float:
         """The standard error over the size of the value."""
+        if self.stderr == 0:
+            return 0.0
         return self.stderr / abs(self.value) if self.value else math.inf
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -124,7 +126,7 @@ class Evaluation:
     accuracy: Estimate | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Eigenpairs:
     """Eigenvalues and eigenvectors of a symmetric operator, with what is known of their error.
 

@@ -52,7 +52,7 @@ def test_the_version_stands_in_one_place():
 
 
 FLOORS = [  # each may import from those before it
-    ("results", "batches", "batchnorm", "criteria", "parameter_space"),
+    ("results", "backends", "batches", "batchnorm", "criteria", "parameter_space"),
     ("objective",),
     ("curvature",),
     ("geometry",),

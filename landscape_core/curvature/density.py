@@ -19,11 +19,13 @@ from landscape_core.curvature.sampling import SMALL
 from landscape_core.results import Eigenpairs, Estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpectralDensity:
     """Where the n eigenvalues of an operator lie, as weighted points.
 
-    Every probe gives its own quadrature; their scatter is the error of whatever is computed.
+    Every probe gives its own quadrature; their scatter is the random part of the error of
+    whatever is computed. What is not smooth (counts, the cdf) also has a bias that falls with
+    the number of steps.
 
     Attributes
     ----------
@@ -60,12 +62,15 @@ class SpectralDensity:
         return Estimate(estimate.value, estimate.stderr, self.probes, self.matvecs)
 
     def moment(self, power: int) -> Estimate:
-        """Mean of ``value ** power`` over the eigenvalues; exact in expectation for powers up
-        to twice the number of steps."""  # noqa: D205, D209
+        """Mean of ``value ** power`` over the eigenvalues, unbiased below twice the steps."""
         return self.mean(lambda x: x**power)
 
     def count(self, low: float, high: float) -> Estimate:
-        """How many eigenvalues lie between `low` and `high`."""
+        """How many eigenvalues lie between `low` and `high`.
+
+        The error is that of the probes; inside a dense part of the spectrum each probe places
+        its nodes only so finely, which no scatter shows: more steps do.
+        """
         part = self.mean(lambda x: ((x >= low) & (x <= high)).double())
         return Estimate(self.n * part.value, self.n * part.stderr, self.probes, self.matvecs)
 

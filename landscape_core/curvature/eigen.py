@@ -11,10 +11,12 @@ from torch import Tensor
 
 from landscape_core.curvature.lanczos import KrylovBasis
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
-from landscape_core.curvature.probes import Seed, generator
+from landscape_core.curvature.probes import Seed, generator, probe
 from landscape_core.results import Eigenpairs
 
 Which = Literal["LM", "LA", "SA", "BE"]
+COLD, WARM = 10, 5  # products besides k before convergence is believed
+MIXED = 0.01  # part of a random vector in a known start
 Choice = Callable[[Tensor], Tensor]  # ascending values to indices, most wanted first
 Tolerance = Callable[[Tensor], Tensor]  # values to the residuals that they may have
 
@@ -182,6 +184,9 @@ def krylov_basis(
         if not bool(start.norm() > 0) or not bool(torch.isfinite(start).all()):
             raise ValueError("start must be finite and not zero")
     rng = generator(seed, operator.device)
+    if start is not None:  # what it is orthogonal to must be found too
+        other = probe(operator.n, operator.dtype, rng, "sphere") / operator.n**0.5
+        start = start / start.norm() + MIXED * other
     return KrylovBasis(operator, min(operator.n, capacity), rng, start)
 
 
@@ -197,18 +202,24 @@ def expand(
 
     Returns the products spent and the indices of the wanted Ritz values.
     """
-    # Asking whether it is done makes a GPU wait: not at every step.
-    every = 1 if basis.operator.device.type == "cpu" and basis.operator.n > 20_000 else 5
+    # Asking whether it is done makes a GPU wait, and costs a small matrix as much as a product.
+    every = 1 if basis.operator.n > 20_000 else 2
+    if basis.operator.device.type != "cpu":
+        every = 5
+    # A vector that begins close to an eigenvector, or a matrix close to a multiple of I, looks
+    # converged before the largest eigenvalue has had a chance to show.
+    least = min(basis.operator.n, k + (WARM if basis.warm else COLD))
     spent = 0
     while True:
         basis.grow()
         spent += 1
         full, last = basis.size == basis.capacity, spent >= max_matvecs
-        if basis.size < k or not (full or last or basis.size % every == 0):
+        early = spent < least or basis.size % every
+        if basis.size < k or (early and not (full or last)):
             continue
         values, rotation, residuals, floor = basis.ritz()
         wanted = choice(values)[:k]
-        allowed = tolerance(values[wanted]).clamp_min(floor)
+        allowed = tolerance(values[wanted]).clamp_min(floor / 25)
         done = bool((residuals[wanted] <= allowed).all())
         if done or last or basis.size == basis.operator.n:
             return spent, wanted
@@ -221,7 +232,7 @@ def ritz_pairs(
 ) -> Eigenpairs:
     """Turn the Ritz pairs numbered `wanted` into a result; the basis is used up."""
     values, rotation, residuals, floor = basis.ritz()
-    values, residuals = values[wanted], residuals[wanted]
+    values, residuals = values[wanted], residuals[wanted].clamp_min(floor)
     converged = residuals <= tolerance(values).clamp_min(floor)
     v = basis.take(rotation[:, wanted])
     return Eigenpairs(values.to(v), v, residuals.to(v), converged.to(v.device), matvecs)

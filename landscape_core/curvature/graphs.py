@@ -39,8 +39,6 @@ class PerBatch(Generic[G]):
     Parameters
     ----------
     objective : Objective
-    build : callable
-        From a batch and its number to its graph.
     memory_budget : float or None
         Bytes that may be kept; None is a quarter of the memory that is free now.
     """
@@ -48,7 +46,6 @@ class PerBatch(Generic[G]):
     def __init__(
         self,
         objective: Objective,
-        build: Callable[[Batch, int], G],
         memory_budget: float | None = None,
     ) -> None:
         if memory_budget is None:
@@ -56,7 +53,6 @@ class PerBatch(Generic[G]):
         if not memory_budget >= 0:
             raise ValueError(f"memory_budget must be 0 bytes or more, got {memory_budget}")
         self.objective = objective
-        self.build = build
         self.budget = memory_budget
         self.held = 0  # bytes
         self.examples = 0
@@ -64,21 +60,28 @@ class PerBatch(Generic[G]):
         self._full = False
         self._complete = False
 
-    def __iter__(self) -> Iterator[tuple[int, G, bool]]:
-        """Yield for every batch its number of examples, its graph, and whether it is kept."""
+    def graphs(self, build: Callable[[Batch, int], G]) -> Iterator[tuple[int, G, bool]]:
+        """Yield for every batch its number of examples, its graph, and whether it is kept.
+
+        `build` makes the graph of a batch, given its number too. It is not stored: an operator
+        whose method it is could then not be freed without the garbage collector, which does
+        not know how large graphs are.
+        """
         for size, graph in self._kept:
             yield size, graph, True
         if not self._complete:
-            yield from self._build_the_rest()
+            yield from self._build_the_rest(build)
 
-    def _build_the_rest(self) -> Iterator[tuple[int, G, bool]]:
+    def _build_the_rest(
+        self, build: Callable[[Batch, int], G]
+    ) -> Iterator[tuple[int, G, bool]]:
         first_pass, losses = self.examples == 0, []
         done, seen = len(self._kept), sum(size for size, _ in self._kept)
         for index, batch in enumerate(self.objective.batches()):
             if index < done:
-                losses.append(torch.zeros(()))
+                losses.append(self._kept[index][1].loss)
                 continue
-            graph, size = self.build(batch, index), len(batch[1])
+            graph, size = build(batch, index), len(batch[1])
             seen += size
             losses.append(graph.loss)
             kept = not self._full and self._keep(size, graph)

@@ -38,7 +38,7 @@ class ObjectiveOperator(SymmetricOperator):
         pieces = space.unflatten(self.theta.clone())
         self._leaves = {name: piece.requires_grad_() for name, piece in pieces.items()}
         self._chosen = space.names
-        self._graphs: PerBatch[Any] = PerBatch(objective, self._build, memory_budget)
+        self._graphs: PerBatch[Any] = PerBatch(objective, memory_budget)
         self._batched = _together_pays(objective.model, space.n, space.device)
 
     @property
@@ -99,7 +99,7 @@ class ObjectiveOperator(SymmetricOperator):
         width = CHUNK if self._batched else 1
         starts = range(0, len(rows), width)
         with explained():
-            for size, graph, kept in self._graphs:
+            for size, graph, kept in self._graphs.graphs(self._build):
                 for start in starts:
                     part = slice(start, start + width)
                     retain = kept or start != starts[-1]
@@ -125,8 +125,9 @@ class Hessian(ObjectiveOperator):
         Where; None is the objective's own theta.
     method : {"autograd", "finite_difference"}
         ``"finite_difference"`` needs only first derivatives: central differences of gradients
-        at a distance of ``eps ** (1/3)`` (5e-3 in float32, 6e-6 in float64), the relative
-        error about ``eps ** (2/3)`` times the ratio of gradient to curvature.
+        at a distance of ``(1 + |theta| / 10) * eps ** (1/3)``, where ``eps ** (1/3)`` is 5e-3
+        in float32 and 6e-6 in float64. The relative error is about ``eps ** (2/3)`` at best,
+        more where theta is large against the distance, or the loss has kinks within it.
     memory_budget : float or None
         Bytes to keep between products: less memory, more time. None is a quarter of what is
         free; 0 keeps nothing.
@@ -204,7 +205,8 @@ class Hessian(ObjectiveOperator):
         space, length = self.objective.space, v.norm()
         if not bool(length > 0):
             return torch.zeros_like(v)
-        step = torch.finfo(self.dtype).eps ** (1 / 3) / length
+        size = 1 + 0.1 * float(self.theta.norm())
+        step = size * torch.finfo(self.dtype).eps ** (1 / 3) / length
         pieces = {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items()}
         pieces |= {name: piece[0] for name, piece in self._pieces(v.unsqueeze(0)).items()}
         along = space.flatten(pieces)
@@ -266,6 +268,11 @@ def check_differentiable(derivatives: Iterable[Tensor], loss: Tensor) -> None:
     seen = set(todo)
     while todo:
         node = todo.pop()
+        if "WeightNorm" in node.name():
+            raise ValueError(
+                "torch's fused weight_norm has a wrong second derivative, so that the product "
+                "would not be symmetric: write weight = g * v / v.norm(...) in its place"
+            )
         if node.name() == "torch::autograd::Error":
             raise ValueError(
                 "the loss has no second derivative: the backward pass of "

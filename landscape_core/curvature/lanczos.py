@@ -48,6 +48,7 @@ class KrylovBasis:
         self.size = 0
         self._restarted = 0  # columns kept by the last restart
         self._rng = rng
+        self.warm = start is not None
         first = self._random() if start is None else start
         self._vectors = first.new_empty(capacity + 1, operator.n)  # rows: contiguous
         self._vectors[0] = first / first.norm()
@@ -103,8 +104,8 @@ class KrylovBasis:
     def ritz(self) -> tuple[Tensor, Tensor, Tensor, float]:
         """Eigenvalues of T, ascending, its eigenvectors s, |A Qs - Qs value|, and their floor.
 
-        All in float64 on the CPU. The decomposition holds to rounding, so no residual can be
-        claimed to be below the floor.
+        All in float64 on the CPU. The decomposition holds to rounding, so no residual may be
+        claimed to be below the floor; those returned are not raised to it yet.
         """
         relative, unit = self._relative.double().cpu(), float(self._unit)
         if not bool(torch.isfinite(relative).all()):
@@ -117,10 +118,13 @@ class KrylovBasis:
                 "or a layer's second derivative is wrong (torch's weight_norm has this fault)"
             )
         values, rotation = torch.linalg.eigh(relative)
-        floor = 50 * torch.finfo(self._vectors.dtype).eps * float(values.abs().max())
+        largest = max(float(values.abs().max()), self.operator.magnitude / unit)
+        rounding = 50 * torch.finfo(self._vectors.dtype).eps
+        if self.operator.rounding > torch.finfo(self._vectors.dtype).eps:
+            rounding = max(rounding, self.operator.rounding)
         coupling = float(self._couplings[self.size - 1])
-        residuals = (coupling * rotation[-1].abs()).clamp_min(floor)
-        return values * unit, rotation, residuals * unit, floor * unit
+        residuals = coupling * rotation[-1].abs()
+        return values * unit, rotation, residuals * unit, rounding * largest * unit
 
     def grow(self) -> None:
         """Add one column, by one product. On a GPU nothing here waits for the device."""
@@ -157,7 +161,7 @@ class KrylovBasis:
                 self._vectors[m + 1] = w / w.norm()
             else:
                 torch.div(w, length, out=self._vectors[m + 1])
-        self._couplings[m] = torch.where(exhausted, torch.zeros_like(length), length)
+        self._couplings[m] = length
         self.size = m + 1
 
     def _remove(self, w: Tensor, first: int, last: int) -> None:

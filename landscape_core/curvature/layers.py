@@ -128,7 +128,9 @@ def layer_curvature(
     rng = generator(seed, operator.device)
     groups = operator.layers
     layers = [
-        _layer(operator, layer, names, tol, probes, rng) for layer, names in groups.items()
+        _layer(operator, layer, names, tol, probes, rng)
+        for layer, names in groups.items()
+        if operator.block(names).n
     ]
     return LayerTable(tuple(each for each, _ in layers), sum(spent for _, spent in layers))
 

@@ -156,6 +156,7 @@ class Shifted(_Transformed):
     def __init__(self, base: SymmetricOperator, shift: float) -> None:
         super().__init__(base)
         self.shift = float(shift)
+        self.magnitude = max(base.magnitude, abs(self.shift))
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.base @ vectors + self.shift * vectors

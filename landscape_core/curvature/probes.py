@@ -17,7 +17,7 @@ def generator(seed: Seed, device: torch.device) -> torch.Generator:
         if seed.device.type != device.type:
             raise ValueError(f"the generator must be on {device}, got {seed.device}")
         return seed
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(int(seed))
 
 
 def probe(

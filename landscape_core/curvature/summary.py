@@ -18,7 +18,7 @@ from landscape_core.curvature.sampling import Moments, sample_moments
 from landscape_core.results import Eigenpairs, Estimate, with_error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CurvatureSummary:
     """Eigenvalues at both ends, traces, effective rank and density of one operator.
 
@@ -214,7 +214,7 @@ def _ends(
 def _part(pairs: Eigenpairs, rows: slice) -> Eigenpairs:
     return Eigenpairs(
         pairs.values[rows],
-        pairs.vectors[:, rows],
+        pairs.vectors[:, rows].clone(),  # a view would keep the whole basis
         pairs.residuals[rows],
         pairs.converged[rows],
         pairs.matvecs,

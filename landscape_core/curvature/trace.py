@@ -118,7 +118,7 @@ def _sketch(
     return Eigenpairs(values, basis, residuals, converged, 2 * k)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DiagonalEstimate:
     """An estimate of every entry of the diagonal.
 
@@ -147,6 +147,8 @@ class DiagonalEstimate:
 def _ratio(error: Tensor, value: Tensor) -> float:
     """Length of `error` over that of `value`, in float64: squares of float32 may not exist."""
     lengths = [float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (error, value)]
+    if lengths[0] == 0:
+        return 0.0
     return lengths[0] / lengths[1] if lengths[1] > 0 else float("inf")
 
 

@@ -91,6 +91,8 @@ class _Sketch:
         """
         k, n = self.size, self.operator.n
         image = self.triangle.double()  # Q'A omega
+        if not bool(image.any()):  # A is zero
+            return 0.0, 0.0
         inner = (self.basis.T @ self.image).double()
         inner = (inner + inner.T) / 2  # Q'AQ
         along = (self.basis.T @ self.omega).double()

@@ -171,7 +171,7 @@ def test_a_search_from_known_eigenvectors_needs_fewer_products(k, which):
     start = eigenvectors(A, slice(0, k)) + noise
     warm = lc.top_eigenpairs(A, k, which, tol=1e-6, start=start if k > 1 else start[:, 0])
     torch.testing.assert_close(warm.values, cold.values, rtol=1e-6, atol=0)
-    assert warm.matvecs <= cold.matvecs / 2
+    assert warm.matvecs <= 0.8 * cold.matvecs  # part of the start is random, to miss nothing
     assert bool(warm.converged.all())
 
 
@@ -273,3 +273,39 @@ def test_products_that_are_not_finite_are_refused():
 
     with pytest.raises(FloatingPointError, match="not finite"):
         lc.top_eigenpairs(Broken(5, torch.float64, torch.device("cpu")), 1)
+
+
+@pytest.mark.parametrize("n", [1000, 30_000])
+def test_a_start_at_another_eigenvector_does_not_hide_the_largest(n):
+    values = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    values[0], values[1] = 5.0, 10.0
+    start = torch.zeros(n)
+    start[0] = 1.0
+
+    class Diagonal(lc.SymmetricOperator):
+        def _multiply(self, vectors):
+            return values[:, None] * vectors
+
+    A = Diagonal(n, torch.float32, torch.device("cpu"))
+    pairs = lc.top_eigenpairs(A, 1, "LA", tol=1e-2, start=start)
+    assert float(pairs.values[0]) == pytest.approx(10.0, rel=1e-2)
+
+
+def test_a_matrix_close_to_a_multiple_of_one_is_not_taken_for_it():
+    values = torch.ones(100_000)
+    values[0] = 3.0
+
+    class Diagonal(lc.SymmetricOperator):
+        def _multiply(self, vectors):
+            return values[:, None] * vectors
+
+    A = Diagonal(len(values), torch.float32, torch.device("cpu"))
+    assert float(lc.top_eigenpairs(A, 1, "LA").values[0]) == pytest.approx(3.0, rel=1e-3)
+
+
+def test_a_deflated_or_shifted_operator_knows_what_rounding_hides():
+    A = lc.Matrix(matrix([1e6, *torch.linspace(0, 1, 299).tolist()]).matrix.float())
+    for B in (A.deflate(lc.top_eigenpairs(A, 1)), A.shifted(1e4).shifted(-1e4)):
+        pairs = lc.top_eigenpairs(B, 3)
+        actual = torch.stack([B @ v for v in pairs.vectors.T], 1) - pairs.vectors * pairs.values
+        assert bool((actual.norm(dim=0) <= pairs.residuals * 1.1).all())

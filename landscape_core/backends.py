@@ -1,0 +1,41 @@
+"""Settings of PyTorch under which a forward pass can be differentiated twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.backends import cudnn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def _keep_everything(*_: Any, **__: Any) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Run a forward pass so that autograd can differentiate it twice, and in theta's dtype.
+
+    The fused kernels of attention and of recurrent layers have no second derivative; the math
+    backend and PyTorch's own loops have. Activation checkpointing would run the forward pass
+    again during the backward pass, with the model's own weights in the place of theta. An
+    autocast around the measurement would measure another function.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(
+            mock.patch(
+                "torch.utils.checkpoint._checkpoint_without_reentrant_generator",
+                _keep_everything,
+            )
+        )
+        if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            flags = cudnn.flags(False, cudnn.benchmark, deterministic=cudnn.deterministic)
+            stack.enter_context(flags)
+        yield
