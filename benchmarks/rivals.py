@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,13 @@ from networks import Batches
 from torch import Tensor, nn
 
 
-class Rival:
+class Rival(Protocol):
     """One package on one network: a product with a flat vector."""
 
-    name = ""
+    name: str
 
     def product(self, v: Tensor) -> Tensor:
         """Return H v, shape (n,)."""
-        raise NotImplementedError
 
 
 class Curvlinops(Rival):
