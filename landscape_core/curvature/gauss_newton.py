@@ -24,7 +24,7 @@ class GaussNewton(ObjectiveOperator):
 
     J is the Jacobian of the model's outputs in theta, M the Hessian of the criterion in the
     outputs. G is the Hessian of the objective with the model linearized at theta; it is
-    positive semidefinite for a convex criterion. A product costs about one and a half
+    positive semidefinite for a convex criterion. A product costs one and a half to two
     gradients (Schraudolph 2002, doi:10.1162/08997660260028683).
 
     Parameters
@@ -59,7 +59,7 @@ class GaussNewton(ObjectiveOperator):
 
     def _build(self, batch: Batch, index: int) -> _OutputGraph:
         with torch.enable_grad():
-            outputs = self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
+            outputs = self._outputs(batch)
         if not isinstance(outputs, Tensor):
             kind = type(outputs).__name__
             raise TypeError(f"the model's output must be one tensor, got {kind}")

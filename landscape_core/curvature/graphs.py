@@ -57,8 +57,13 @@ class PerBatch(Generic[G]):
         self.held = 0  # bytes
         self.examples = 0
         self._kept: list[tuple[int, G]] = []
-        self._full = False
+        self._full = memory_budget == 0
         self._complete = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the next graph is kept, if it fits."""
+        return not self._full
 
     def graphs(self, build: Callable[[Batch, int], G]) -> Iterator[tuple[int, G, bool]]:
         """Yield for every batch its number of examples, its graph, and whether it is kept.

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from landscape_core.batches import Batch
+from landscape_core.curvature import rewrites
 from landscape_core.curvature.graphs import PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
+from landscape_core.curvature.rewrites import CheapSecondDerivatives
 from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterChoice, ParameterSpace
 
@@ -85,6 +87,11 @@ class ObjectiveOperator(SymmetricOperator):
 
     def _build(self, batch: Batch, index: int) -> Any:
         raise TypeError(f"{type(self).__name__} does not define what it keeps of a batch")
+
+    def _outputs(self, batch: Batch) -> Any:
+        """Outputs of a batch, with a graph that is cheap to differentiate twice."""
+        with CheapSecondDerivatives(fold=self._graphs.keeps):
+            return self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
 
     def _pieces(self, rows: Tensor) -> dict[str, Tensor]:
         """Views of `rows`, shape (k, n), one to a parameter, shape (k, ...)."""
@@ -169,7 +176,7 @@ class Hessian(ObjectiveOperator):
     def _build(self, batch: Batch, index: int) -> _GradientGraph:
         leaves = self._leaves
         with torch.enable_grad():
-            outputs = self.objective.batch_outputs(leaves, batch[0], self._statistics)
+            outputs = self._outputs(batch)
             loss = self.objective.output_loss(outputs, batch[1])
             pieces = torch.autograd.grad(
                 loss, list(leaves.values()), create_graph=True, allow_unused=True
@@ -292,7 +299,8 @@ def last_operation(value: Tensor) -> str:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
+        own = node.name() in rewrites.NAMES
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and not own:
             return node.name().removesuffix("Backward")
         todo += [following for following, _ in node.next_functions]
     return value.grad_fn.name().removesuffix("Backward0") if value.grad_fn else "the criterion"
