@@ -24,7 +24,7 @@ class GaussNewton(ObjectiveOperator):
 
     J is the Jacobian of the model's outputs in theta, M the Hessian of the criterion in the
     outputs. G is the Hessian of the objective with the model linearized at theta; it is
-    positive semidefinite for a convex criterion. A product costs one and a half to two
+    positive semidefinite for a convex criterion. A product costs about 1.3
     gradients (Schraudolph 2002, doi:10.1162/08997660260028683).
 
     Parameters

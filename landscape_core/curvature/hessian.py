@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape_core.batches import Batch
-from landscape_core.curvature import rewrites
+from landscape_core.curvature.functions import NAMES
 from landscape_core.curvature.graphs import PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
 from landscape_core.curvature.rewrites import CheapSecondDerivatives
@@ -90,7 +90,7 @@ class ObjectiveOperator(SymmetricOperator):
 
     def _outputs(self, batch: Batch) -> Any:
         """Outputs of a batch, with a graph that is cheap to differentiate twice."""
-        with CheapSecondDerivatives(fold=self._graphs.keeps):
+        with CheapSecondDerivatives(self._graphs.keeps, self._batched):
             return self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
 
     def _pieces(self, rows: Tensor) -> dict[str, Tensor]:
@@ -299,7 +299,7 @@ def last_operation(value: Tensor) -> str:
         if node is None or node in seen:
             continue
         seen.add(node)
-        own = node.name() in rewrites.NAMES
+        own = node.name() in NAMES
         if isinstance(node, torch.autograd.function.BackwardCFunction) and not own:
             return node.name().removesuffix("Backward")
         todo += [following for following, _ in node.next_functions]

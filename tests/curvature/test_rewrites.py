@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import landscape_core as lc
-from landscape_core.curvature import hessian
+from landscape_core.curvature import hessian, rewrites
 
 PYTORCHS_OWN = mock.patch.object(
     hessian, "CheapSecondDerivatives", return_value=contextlib.nullcontext()
 )
 
 
-def both(model: nn.Module, x: Tensor, **options: float) -> tuple[Tensor, Tensor]:
-    """A block of products through rewritten layers, and through PyTorch's own."""
+Pair = tuple[Tensor, Tensor]
+
+
+def small_objective(model: nn.Module, x: Tensor) -> lc.Objective:
     torch.manual_seed(1)
     for name, buffer in model.named_buffers():
         if "running" in name:
@@ -29,12 +31,29 @@ def both(model: nn.Module, x: Tensor, **options: float) -> tuple[Tensor, Tensor]
     for parameter in model.parameters():
         parameter.data = parameter.data + 0.1 * torch.randn_like(parameter)
     targets = torch.arange(len(x)) % 2
-    data = [(x[:4], targets[:4]), (x[4:], targets[4:])]
-    objective = lc.Objective(model.double(), F.cross_entropy, data)
-    block = torch.randn(objective.n, 3, dtype=torch.float64)
-    ours = lc.Hessian(objective, **options) @ block
+    return lc.Objective(
+        model.double(), F.cross_entropy, [(x[:4], targets[:4]), (x[4:], targets[4:])]
+    )
+
+
+def both(make: Callable[[], lc.curvature.operators.SymmetricOperator]) -> Pair:
+    """A block of products through rewritten layers, and through PyTorch's own."""
+    operator = make()
+    rng = torch.Generator().manual_seed(2)
+    block = torch.randn(operator.n, 3, dtype=torch.float64, generator=rng)
+    ours = operator @ block
     with PYTORCHS_OWN:
-        return ours, lc.Hessian(objective, **options) @ block
+        return ours, make() @ block
+
+
+@pytest.fixture(params=["together", "one by one"])
+def every_weight_is_large(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small matrices are rewritten too, and vectors pass in both ways."""
+    monkeypatch.setattr(rewrites, "LARGE", 1)
+    together = request.param == "together"
+    monkeypatch.setattr(hessian, "_together_pays", lambda *_: together)
 
 
 class Calls(nn.Module):
@@ -62,9 +81,13 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.usefixtures("every_weight_is_large")
+@pytest.mark.parametrize("kind", [lc.Hessian, lc.GaussNewton])
 @pytest.mark.parametrize("name", POINTWISE)
-def test_functions(name: str) -> None:
-    ours, theirs = both(Calls(POINTWISE[name]), torch.randn(7, 5, dtype=torch.float64))
+def test_functions(name: str, kind: type[hessian.ObjectiveOperator]) -> None:
+    x = torch.randn(7, 5, dtype=torch.float64)
+    objective = small_objective(Calls(POINTWISE[name]), x)
+    ours, theirs = both(lambda: kind(objective))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -169,14 +192,32 @@ CONVOLVED: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("every_weight_is_large")
 @pytest.mark.parametrize("budget", [None, 0])
+@pytest.mark.parametrize("kind", [lc.Hessian, lc.GaussNewton])
 @pytest.mark.parametrize("name", CONVOLVED)
-def test_convolutions(name: str, budget: float | None) -> None:
+def test_convolutions(
+    name: str, kind: type[hessian.ObjectiveOperator], budget: float | None
+) -> None:
     torch.manual_seed(0)
     model, shape = CONVOLVED[name]()
     x = torch.randn(7, *shape, dtype=torch.float64)
     model.double()(x)  # lazy layers
-    ours, theirs = both(model, x, memory_budget=budget)
+    objective = small_objective(model, x)
+    ours, theirs = both(lambda: kind(objective, memory_budget=budget))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("every_weight_is_large")
+@pytest.mark.parametrize("kind", [lc.Hessian, lc.GaussNewton])
+@pytest.mark.parametrize("pattern", ["0.*", "1.*", "3.weight", "3.bias", "6.*", ["0.*", "6.*"]])
+def test_blocks(pattern: list[str] | str, kind: type[hessian.ObjectiveOperator]) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 3, 2), nn.GELU(),
+              nn.Flatten(), nn.Linear(3, 2)]  # fmt: skip
+    x = torch.randn(7, 2, 4, 4, dtype=torch.float64)
+    objective = small_objective(nn.Sequential(*layers), x)
+    ours, theirs = both(lambda: kind(objective).block(pattern))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
