@@ -44,17 +44,13 @@ def tasks(results: dict[str, Any]) -> pd.DataFrame:
     for name, found in results["models"].items():
         for task, (ours, theirs, goal) in _pairs(found).items():
             ratio = theirs["seconds"] / ours["seconds"]
-            mark = "~" if theirs.get("projected") else ""
             rows.append({
                 "network": name,
                 "task": task,
-                "ours, s": _short(ours["seconds"]),
-                "products": ours["products"],
-                "others, s": mark + _short(theirs["seconds"]),
-                "their products": theirs.get("products", ""),
+                "ours, s (products)": _time(ours),
+                "others, s (products)": _time(theirs),
                 "ratio": _short(ratio),
-                "goal": goal,
-                "met": "yes" if ratio >= goal else "no",
+                "goal": f"{goal:g}: {'met' if ratio >= goal else 'missed'}",
             })  # fmt: skip
     return pd.DataFrame(rows).set_index(["network", "task"])
 
@@ -80,6 +76,11 @@ def _pairs(found: dict[str, Any]) -> dict[str, tuple[dict, dict, float]]:
     return pairs
 
 
+def _time(entry: dict[str, Any]) -> str:
+    products = f" ({entry['products']:,})" if "products" in entry else ""
+    return ("~" if entry.get("projected") else "") + _short(entry["seconds"]) + products
+
+
 def _seconds(entry: dict[str, Any]) -> float:
     return entry["seconds"]
 
@@ -91,15 +92,18 @@ def _short(value: float) -> str:
 
 def memory(results: dict[str, Any]) -> pd.DataFrame:
     """Rise of the peak memory over that of a gradient, in MB."""
-    rows = {
-        (name, task): {package: _short(peak / 1e6) for package, peak in peaks.items()}
+    tasks = {"product": "one product", "eigenpairs": "top 10 eigenpairs"}
+    columns = {
+        name: {
+            (tasks[task], package): _short(peak / 1e6)
+            for task, peaks in found["memory"].items()
+            for package, peak in peaks.items()
+        }
         for name, found in results["models"].items()
-        for task, peaks in found.get("memory", {}).items()
+        if "memory" in found
     }
-    table = pd.DataFrame.from_dict(rows, orient="index").fillna("")
-    if rows:
-        table.index = pd.MultiIndex.from_tuples(rows, names=["network", "task"])
-    return table
+    table = pd.DataFrame(columns).fillna("")
+    return table.rename_axis(["task", "package"]) if columns else table
 
 
 def growth(results: dict[str, Any]) -> pd.DataFrame:

@@ -13,6 +13,12 @@ from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
+def check_derivatives() -> None:
+    """Refuse a mode in which autograd records nothing, whatever is asked of it."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("derivatives are needed: leave torch.inference_mode() for this call")
+
+
 def _keep_everything(*_: Any, **__: Any) -> Iterator[None]:
     yield
 

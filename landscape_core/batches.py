@@ -93,7 +93,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def move(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`x` on `device`; in `dtype` if it is of half precision."""
+    """`x` on `device`; in `dtype` if it is of half precision; with derivatives allowed."""
+    x = x.clone() if x.is_inference() else x
     half = x.dtype in (torch.bfloat16, torch.float16)
     return x.to(device, dtype if half else None, non_blocking=True)
 

@@ -41,10 +41,22 @@ def split_gradient(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Te
 
 
 def check_criterion(criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor) -> None:
-    """Refuse a `loss` of a batch that is not the finite mean over its examples."""
+    """Refuse a `loss` of the first batch that is not the finite mean over its examples."""
+    if not bool(loss.isfinite()):
+        raise ValueError(f"the loss of the first batch must be finite, got {float(loss)}")
+    check_mean(criterion, outputs, targets, loss)
+
+
+@torch.no_grad()
+def check_mean(criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor) -> None:
+    """Refuse a finite `loss` of a batch that is not the mean over its examples.
+
+    Class weights show only in a batch of several classes, ignored targets where there are any.
+    """
     value = float(loss)
     if not math.isfinite(value):
-        raise ValueError(f"the loss of the first batch must be finite, got {value}")
+        return
+    outputs = map_tensors(Tensor.detach, outputs)
     mean = float(split_loss(criterion, outputs, targets).mean())
     rounding = torch.finfo(loss.dtype).eps ** 0.5 * max(abs(value), abs(mean))
     count = len(targets)

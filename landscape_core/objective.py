@@ -18,7 +18,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from landscape_core.backends import twice_differentiable
+from landscape_core.backends import check_derivatives, twice_differentiable
 from landscape_core.batches import (
     Batch,
     as_batches,
@@ -34,6 +34,7 @@ from landscape_core.batchnorm import BatchNormPolicy, check_policy, norms
 from landscape_core.criteria import (
     Criterion,
     check_criterion,
+    check_mean,
     draws_nothing,
     split_loss,
     writes_nothing,
@@ -104,6 +105,7 @@ class Objective:
             raise TypeError(
                 f"criterion must be a function or an instance: {name}(), got {name}"
             )
+        check_derivatives()
         self.model = model
         self.criterion = criterion
         self.batchnorm = batchnorm
@@ -120,6 +122,7 @@ class Objective:
         self._data = as_batches(batches, self._place)
         check_policy(model, batchnorm, self._data)
         self._check_criterion()
+        self._checked = False  # in all batches
 
     def __repr__(self) -> str:
         return f"Objective(n={self.n}, {self.space.dtype}, {self.space.device})"
@@ -326,9 +329,8 @@ class Objective:
     def _outputs(
         self, parameters: Mapping[str, Tensor], inputs: Any, statistics: dict[str, Tensor]
     ) -> Any:
-        buffers = statistics
-        if not statistics:  # copies again: BatchNorm and others write into theirs
-            buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        # Copies again: BatchNorm and others write into theirs.
+        buffers = statistics or {k: buffer.clone() for k, buffer in self._buffers.items()}
         state = {**self._constants, **parameters, **buffers}
         if isinstance(inputs, Mapping):
             outputs = functional_call(self.model, state, (), dict(inputs))
@@ -367,19 +369,22 @@ class Objective:
         for inputs, targets in self.batches():
             with self._modes():
                 outputs = self._outputs(parameters, inputs, statistics)
-            loss = loss + self.criterion(outputs, targets).double() * len(targets)
+            of_batch = self.criterion(outputs, targets)
+            if not self._checked:
+                check_mean(self.criterion, outputs, targets, of_batch)
+            loss = loss + of_batch.double() * len(targets)
             count += len(targets)
             right = hits(outputs, targets) if accuracy else None
             if right is not None:
                 correct = correct + right.sum()
                 labelled += len(targets)
+        self._checked = True
         return loss / count, correct / count if labelled == count else None
 
     def _check_criterion(self) -> None:
         """Refuse what is not a finite scalar mean over examples that depends on theta."""
-        batch = next((batch for batch in self.batches() if len(batch[1]) > 1), None)
-        if batch is None:
-            batch = next(self.batches())
+        several = (batch for batch in self.batches() if len(batch[1]) > 1)
+        batch = next(several, None) or next(self.batches())
         leaf = self.theta.clone().requires_grad_()
         with draws_nothing(self.space.device), writes_nothing(batch[0]):
             statistics = self.statistics(self.theta)
@@ -392,6 +397,4 @@ class Objective:
                 slope = torch.autograd.grad(loss, leaf, allow_unused=True)[0]
         if slope is None:
             raise ValueError("the loss does not depend on theta: it carries no gradient")
-        with torch.no_grad():
-            outputs = map_tensors(torch.Tensor.detach, outputs)
-            check_criterion(self.criterion, outputs, batch[1], loss.detach())
+        check_criterion(self.criterion, outputs, batch[1], loss)

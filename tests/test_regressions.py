@@ -133,6 +133,29 @@ def test_criteria_that_are_not_means_over_examples_are_refused(criterion):
         lc.Objective(lc.MLP((4,), 3, width=5), criterion, data(9))
 
 
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        nn.CrossEntropyLoss(weight=torch.tensor([10.0, 1.0, 1.0])),
+        nn.CrossEntropyLoss(ignore_index=0),
+    ],
+)
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lc.Objective.loss,
+        lambda objective: lc.Hessian(objective) @ torch.ones(objective.n),
+        lambda objective: lc.GaussNewton(objective) @ torch.ones(objective.n),
+    ],
+)
+def test_they_are_refused_where_a_later_batch_shows_it(criterion, measure):
+    x, _ = data(9)
+    batches = [(x[:4], torch.ones(4, dtype=torch.int64)), (x[4:], torch.arange(5) % 3)]
+    objective = lc.Objective(lc.MLP((4,), 3, width=5), criterion, batches)
+    with pytest.raises(ValueError, match="criterion must be the mean over examples, got"):
+        measure(objective)
+
+
 def test_targets_that_broadcast_against_outputs_are_refused():
     x, _ = data()
     with (

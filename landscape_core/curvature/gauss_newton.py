@@ -65,7 +65,7 @@ class GaussNewton(ObjectiveOperator):
             raise TypeError(f"the model's output must be one tensor, got {kind}")
         fixed = outputs.detach().requires_grad_()
         with torch.enable_grad():
-            loss = self.objective.output_loss(fixed, batch[1])
+            loss = self._loss(fixed, batch[1])
             weights = torch.zeros_like(outputs, requires_grad=True)
             back = torch.autograd.grad(
                 outputs, list(self._leaves.values()), weights, create_graph=True,

@@ -17,6 +17,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from landscape_core.backends import check_derivatives
 from landscape_core.batches import Batch
 from landscape_core.objective import Objective
 
@@ -158,6 +159,7 @@ def check_losses(losses: list[Tensor]) -> None:
 @contextmanager
 def explained() -> Iterator[None]:
     """Say in one sentence what autograd or the allocator could not do."""
+    check_derivatives()
     try:
         yield
     except RuntimeError as error:

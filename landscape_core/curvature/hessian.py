@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape_core.batches import Batch
+from landscape_core.criteria import check_mean
 from landscape_core.curvature.functions import NAMES
 from landscape_core.curvature.graphs import PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
@@ -93,6 +94,13 @@ class ObjectiveOperator(SymmetricOperator):
         with CheapSecondDerivatives(self._graphs.keeps, self._batched):
             return self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
 
+    def _loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Mean loss of a batch; refused where it is another mean, in the first pass."""
+        loss = self.objective.output_loss(outputs, targets)
+        if not self._graphs.examples:
+            check_mean(self.objective.criterion, outputs, targets, loss)
+        return loss
+
     def _pieces(self, rows: Tensor) -> dict[str, Tensor]:
         """Views of `rows`, shape (k, n), one to a parameter, shape (k, ...)."""
         sizes = [self._leaves[name].numel() for name in self._chosen]
@@ -101,19 +109,29 @@ class ObjectiveOperator(SymmetricOperator):
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         rows = vectors.T.contiguous()  # (k, n)
+        with explained():
+            if self._batched:
+                try:
+                    return self._products(rows, CHUNK).T
+                except RuntimeError as error:  # a function of the model that cannot be batched
+                    if "vmap" not in str(error) and "Batching rule" not in str(error):
+                        raise
+                    self._batched = False
+            return self._products(rows, 1).T
+
+    def _products(self, rows: Tensor, width: int) -> Tensor:
+        """Products with the rows, shape (k, n), `width` of them through a graph at once."""
         total = torch.zeros_like(rows)
         into, along = self._pieces(total), self._pieces(rows)
-        width = CHUNK if self._batched else 1
         starts = range(0, len(rows), width)
-        with explained():
-            for size, graph, kept in self._graphs.graphs(self._build):
-                for start in starts:
-                    part = slice(start, start + width)
-                    retain = kept or start != starts[-1]
-                    directions = {name: piece[part] for name, piece in along.items()}
-                    for name, product in graph.multiply(directions, retain).items():
-                        into[name][part].add_(product, alpha=size)
-        return total.div_(self._graphs.examples).T
+        for size, graph, kept in self._graphs.graphs(self._build):
+            for start in starts:
+                part = slice(start, start + width)
+                retain = kept or start != starts[-1]
+                directions = {name: piece[part] for name, piece in along.items()}
+                for name, product in graph.multiply(directions, retain).items():
+                    into[name][part].add_(product, alpha=size)
+        return total.div_(self._graphs.examples)
 
 
 class Hessian(ObjectiveOperator):
@@ -177,7 +195,7 @@ class Hessian(ObjectiveOperator):
         leaves = self._leaves
         with torch.enable_grad():
             outputs = self._outputs(batch)
-            loss = self.objective.output_loss(outputs, batch[1])
+            loss = self._loss(outputs, batch[1])
             pieces = torch.autograd.grad(
                 loss, list(leaves.values()), create_graph=True, allow_unused=True
             )

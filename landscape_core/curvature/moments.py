@@ -122,7 +122,8 @@ def trace_of_square(
     One sample is :math:`\|Av\|^2`. Where one eigenvalue dominates, it has a relative error of
     about :math:`\sqrt 2`, and 1 % would take 20,000 of them. ``"deflated"`` spends up to half
     of the products on a Krylov basis Q, takes its share of the trace exactly, and samples only
-    what is orthogonal to it.
+    what is orthogonal to it. Samples are skewed: intervals from fewer than about 20 of them
+    cover less than they say.
 
     Parameters
     ----------

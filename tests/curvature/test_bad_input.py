@@ -333,3 +333,52 @@ def test_gauss_newton_of_outputs_that_are_no_tensor_is_refused():
     with pytest.raises(TypeError, match="output must be one tensor, got tuple"):
         lc.GaussNewton(objective) @ torch.ones(15, dtype=torch.float64)
     assert bool(lc.Hessian(objective).dense().any())
+
+
+@torch.inference_mode()
+def test_inference_mode_is_refused(untouched):
+    with pytest.raises(ValueError, match=r"leave torch\.inference_mode\(\)"):
+        lc.Objective(untouched, F.cross_entropy, data())
+
+
+def test_so_are_products_in_it_while_data_made_in_it_are_taken(untouched):
+    with torch.inference_mode():
+        x, y = data()
+    objective = lc.Objective(untouched, F.cross_entropy, (x, y))
+    hessian = lc.Hessian(objective)
+    with torch.inference_mode(), pytest.raises(ValueError, match="leave torch"):
+        hessian @ torch.ones(hessian.n, dtype=torch.float64)
+    assert relative(hessian.dense(), dense_hessian(objective)) < 1e-10
+
+
+def test_a_function_that_cannot_be_batched_goes_one_by_one():
+    class ReadsANumber(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return Doubled.apply(g * x)
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * (2.0 if g.sum().item() < math.inf else 1.0)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3).double()
+
+        def forward(self, x):
+            return ReadsANumber.apply(self.layer(x))
+
+    objective = lc.Objective(Model(), F.cross_entropy, ragged(*data()))
+    assert relative(lc.Hessian(objective).dense(), dense_hessian(objective)) < 1e-10
