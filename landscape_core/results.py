@@ -77,7 +77,9 @@ class Estimate:
     @classmethod
     def of(cls, samples: Tensor | np.ndarray | list[float], matvecs: int = 0) -> Estimate:
         """Make the estimate from its independent samples, shape (m,)."""
-        values = np.asarray(torch.as_tensor(samples).double().cpu())
+        if isinstance(samples, Tensor):
+            samples = samples.detach().double().cpu().numpy()
+        values = np.asarray(samples, dtype=float)
         if values.ndim != 1 or values.size == 0:
             raise ValueError(f"samples must be a vector of at least one, got {values.shape}")
         spread = values.std(ddof=1) if values.size > 1 else math.nan

@@ -37,6 +37,10 @@ def test_a_written_value_is_within_its_written_error(value, stderr):
     assert error == pytest.approx(stderr, rel=0.35)
 
 
+def test_samples_in_a_list_keep_their_precision():
+    assert lc.Estimate.of([0.1, 0.1]).value == 0.1
+
+
 def test_estimate_is_mean_and_standard_error_of_its_samples():
     samples = torch.tensor([1.0, 2.0, 4.0, 9.0])
     estimate = Estimate.of(samples, matvecs=4)
