@@ -38,7 +38,7 @@ def test_a_written_value_is_within_its_written_error(value, stderr):
 
 
 def test_samples_in_a_list_keep_their_precision():
-    assert lc.Estimate.of([0.1, 0.1]).value == 0.1
+    assert Estimate.of([0.1, 0.1]).value == 0.1
 
 
 def test_estimate_is_mean_and_standard_error_of_its_samples():
