@@ -219,7 +219,8 @@ def expand(
             continue
         values, rotation, residuals, floor = basis.ritz()
         wanted = choice(values)[:k]
-        allowed = tolerance(values[wanted]).clamp_min(floor / 25)
+        # Products round: what is left of the tolerance is for the residual that they have.
+        allowed = (0.9 * tolerance(values[wanted])).clamp_min(floor / 25)
         done = bool((residuals[wanted] <= allowed).all())
         if done or last or basis.size == basis.operator.n:
             return spent, wanted
