@@ -362,8 +362,19 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "examples": options.examples,
         "python": platform.python_version(),
+        "commit": commit(),
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def commit() -> str:
+    """Commit of the package that is measured; "" outside a checkout."""
+    here = Path(lc.__file__).parent
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=here, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip()
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

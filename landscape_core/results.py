@@ -185,9 +185,16 @@ class Eigenpairs:
 
     @property
     def written(self) -> list[str]:
-        """Each eigenvalue with its residual, as text."""
+        """Each eigenvalue with its residual, as text.
+
+        A residual below a ten-thousandth of the value is written as that: it bounds the error
+        all the same, and a table has room for five digits.
+        """
         pairs = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
-        return [with_error(value, residual) for value, residual in pairs]
+        return [
+            with_error(value, max(residual, 1e-4 * abs(value)) if residual else 0.0)
+            for value, residual in pairs
+        ]
 
     def __str__(self) -> str:
         done = int(self.converged.sum())

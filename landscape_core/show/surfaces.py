@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from landscape_core.geometry.slices import Plane
 from landscape_core.show.picture import Picture
@@ -29,6 +30,7 @@ def plot_contours(
     marks: Marks | None = None,
     arrows: Marks | None = None,
     log: bool = True,
+    labels: tuple[str, str] = ("step along direction 1", "step along direction 2"),
 ) -> Picture:
     """Contours of the loss over one or several planes, side by side on one colour scale.
 
@@ -41,6 +43,8 @@ def plot_contours(
         Arrows from the centre, in the plane's steps.
     log : bool
         Whether levels are spaced evenly in the logarithm of the loss.
+    labels : (str, str)
+        Of the axes.
     """
     low, high, log = _range([plane.loss for plane in planes.values()], log)
     levels = np.geomspace(low, high, 16) if log else np.linspace(low, high, 16)
@@ -60,11 +64,13 @@ def plot_contours(
             axes.annotate("", (x, y), (0, 0), arrowprops=ARROW)
             text = axes.annotate(label, (x, y), (5, 5), textcoords="offset points")
             text.set(color="white", fontsize=9, bbox=PLATE)
-        axes.set(title=title, xlabel="step along direction 1", aspect="equal")
+        axes.set(title=title, xlabel=labels[0], aspect="equal")
         axes.grid(False)
-    panels[0].set_ylabel("step along direction 2")
+    panels[0].set_ylabel(labels[1])
     bar = figure.colorbar(filled, ax=list(panels), shrink=0.85)
-    if log:
+    if not log:
+        bar.locator = MaxNLocator(6)
+    else:
         powers = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
         bar.set_ticks(powers.tolist(), labels=[f"{power:g}" for power in powers])
     bar.set_label("loss (nats)")
