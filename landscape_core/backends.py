@@ -13,10 +13,17 @@ from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def check_derivatives() -> None:
-    """Refuse a mode in which autograd records nothing, whatever is asked of it."""
+def check_derivatives(model: nn.Module | None = None) -> None:
+    """Refuse a mode in which autograd records nothing, and layers that falsify gradients."""
     if torch.is_inference_mode_enabled():
         raise ValueError("derivatives are needed: leave torch.inference_mode() for this call")
+    for name, layer in model.named_modules() if model is not None else ():
+        for option in ("scale_grad_by_freq", "sparse", "max_norm"):
+            if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and getattr(layer, option):
+                raise ValueError(
+                    f"an embedding must have a plain gradient, got {option} in {name!r}: "
+                    "set it to its default for the measurement"
+                )
 
 
 def _keep_everything(*_: Any, **__: Any) -> Iterator[None]:

@@ -105,7 +105,7 @@ class Objective:
             raise TypeError(
                 f"criterion must be a function or an instance: {name}(), got {name}"
             )
-        check_derivatives()
+        check_derivatives(model)
         self.model = model
         self.criterion = criterion
         self.batchnorm = batchnorm

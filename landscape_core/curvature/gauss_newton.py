@@ -57,7 +57,7 @@ class GaussNewton(ObjectiveOperator):
     ) -> None:
         super().__init__(objective, theta, memory_budget)
 
-    def _build(self, batch: Batch, index: int) -> _OutputGraph:
+    def _graph(self, batch: Batch, index: int) -> _OutputGraph:
         with torch.enable_grad():
             outputs = self._outputs(batch)
         if not isinstance(outputs, Tensor):

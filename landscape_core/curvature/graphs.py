@@ -124,8 +124,11 @@ def graph_bytes(tensors: Iterable[Tensor]) -> int:
     while todo:
         node = todo.pop()
         for saved in _saved_tensors(node):
-            storage = saved.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            try:
+                storage = saved.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+            except RuntimeError:  # sparse tensors and others without a storage of their own
+                storages[id(saved)] = saved.numel() * saved.element_size()
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
@@ -169,6 +172,11 @@ def explained() -> Iterator[None]:
             raise MemoryError(
                 "memory ran out during a product: lower memory_budget (0 keeps no graphs "
                 f"between products) or use smaller batches ({text.splitlines()[0]})"
+            ) from error
+        if "double backward" in text or "donated buffer" in text:
+            raise ValueError(
+                "a compiled model has no second derivative: measure the model that was "
+                "compiled, model._orig_mod"
             ) from error
         if "not implemented" in text or "differentiate twice" in text:
             raise ValueError(

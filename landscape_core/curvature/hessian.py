@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from landscape_core.batches import Batch
 from landscape_core.criteria import check_mean
-from landscape_core.curvature.functions import NAMES
 from landscape_core.curvature.graphs import PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
-from landscape_core.curvature.rewrites import CheapSecondDerivatives
+from landscape_core.curvature.rewrites import CheapSecondDerivatives, ExactLayerNorm
 from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterChoice, ParameterSpace
 
@@ -42,6 +41,7 @@ class ObjectiveOperator(SymmetricOperator):
         self._leaves = {name: piece.requires_grad_() for name, piece in pieces.items()}
         self._chosen = space.names
         self._graphs: PerBatch[Any] = PerBatch(objective, memory_budget)
+        self._rewritten = True
         self._batched = _together_pays(objective.model, space.n, space.device)
 
     @property
@@ -87,11 +87,22 @@ class ObjectiveOperator(SymmetricOperator):
         return part
 
     def _build(self, batch: Batch, index: int) -> Any:
+        if self._rewritten:
+            try:
+                return self._graph(batch, index)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TypeError, ValueError):
+                self._rewritten = False  # a model that does more than pass through its layers
+        return self._graph(batch, index)
+
+    def _graph(self, batch: Batch, index: int) -> Any:
         raise TypeError(f"{type(self).__name__} does not define what it keeps of a batch")
 
     def _outputs(self, batch: Batch) -> Any:
         """Outputs of a batch, with a graph that is cheap to differentiate twice."""
-        with CheapSecondDerivatives(self._graphs.keeps, self._batched):
+        cheap = CheapSecondDerivatives(self._graphs.keeps, self._batched)
+        with cheap if self._rewritten else ExactLayerNorm():
             return self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
 
     def _loss(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -113,9 +124,9 @@ class ObjectiveOperator(SymmetricOperator):
             if self._batched:
                 try:
                     return self._products(rows, CHUNK).T
-                except RuntimeError as error:  # a function of the model that cannot be batched
-                    if "vmap" not in str(error) and "Batching rule" not in str(error):
-                        raise
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:  # a function of the model that cannot be batched
                     self._batched = False
             return self._products(rows, 1).T
 
@@ -191,7 +202,7 @@ class Hessian(ObjectiveOperator):
         if method == "finite_difference":
             self.rounding = torch.finfo(self.dtype).eps ** (2 / 3)
 
-    def _build(self, batch: Batch, index: int) -> _GradientGraph:
+    def _graph(self, batch: Batch, index: int) -> _GradientGraph:
         leaves = self._leaves
         with torch.enable_grad():
             outputs = self._outputs(batch)
@@ -217,7 +228,7 @@ class Hessian(ObjectiveOperator):
             check_losses(self._losses())
         with explained():
             columns = [self._difference(vectors[:, i]) for i in range(vectors.shape[1])]
-        return torch.stack(columns, dim=1)
+        return torch.stack(columns, dim=1) if columns else vectors.clone()
 
     def _losses(self) -> list[Tensor]:
         with torch.no_grad():
@@ -317,8 +328,7 @@ def last_operation(value: Tensor) -> str:
         if node is None or node in seen:
             continue
         seen.add(node)
-        own = node.name() in NAMES
-        if isinstance(node, torch.autograd.function.BackwardCFunction) and not own:
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
             return node.name().removesuffix("Backward")
         todo += [following for following, _ in node.next_functions]
     return value.grad_fn.name().removesuffix("Backward0") if value.grad_fn else "the criterion"

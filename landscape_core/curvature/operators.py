@@ -188,7 +188,7 @@ class Matrix(SymmetricOperator):
             raise ValueError(f"matrix must be square, got shape {tuple(matrix.shape)}")
         if not matrix.dtype.is_floating_point or not bool(torch.isfinite(matrix).all()):
             raise ValueError("matrix must be of finite real floating-point numbers")
-        if not torch.allclose(matrix, matrix.T):
+        if not torch.allclose(matrix, matrix.T, atol=1e-8 * float(matrix.abs().amax())):
             raise ValueError("matrix must be symmetric")
         super().__init__(matrix.shape[0], matrix.dtype, matrix.device)
         self.matrix = matrix

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from landscape_core.curvature.functions import (
@@ -60,9 +61,15 @@ class CheapSecondDerivatives(TorchFunctionMode):
     ) -> Any:
         """Call `func`, or what stands for it."""
         kwargs = kwargs or {}
-        # Within torch.func's transforms a Function would need rules of its own.
-        if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return func(*args, **kwargs)
+        # Within these transforms a Function would need rules of its own.
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return (
+                exact_layer_norm(*args, **kwargs)
+                if func is F.layer_norm
+                else func(*args, **kwargs)
+            )
         if func in POINTWISE and len(args) == 1 and not kwargs.get("inplace"):
             return pointwise(lambda x: func(x, **kwargs), args[0])
         if func is F.layer_norm:
@@ -88,7 +95,7 @@ class CheapSecondDerivatives(TorchFunctionMode):
         dilation: Sizes = 1,
         groups: int = 1,
     ) -> Tensor:
-        if isinstance(padding, str) or input.ndim != weight.ndim:
+        if isinstance(padding, str) or input.ndim != weight.ndim or weight.is_complex():
             return func(input, weight, bias, stride, padding, dilation, groups)
         axes = weight.ndim - 2
         product = Convolution(
@@ -135,15 +142,21 @@ class _Convolved:
     weight: Tensor
     bias: Tensor | None
     output: Any
-    versions: tuple[int, int] = field(init=False)
+    state: tuple[Any, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.versions = (self.output._version, self.input._version)
+        self.state = self._state(self.output)
         self.output = weakref.ref(self.output)
 
     def made(self, x: Tensor) -> bool:
         """Whether `x` is its output, and nothing was written to since."""
-        return self.output() is x and (x._version, self.input._version) == self.versions
+        return self.output() is x and self._state(x) == self.state
+
+    def _state(self, x: Tensor) -> tuple[Any, ...]:
+        parts = (self.input, self.weight, self.bias)
+        versions = [part._version for part in (x, *parts) if part is not None]
+        # What is written through .data has no version; its sum tells.
+        return versions, x.grad_fn, float(x.detach().sum())
 
     def scaled(self, scale: Tensor, shift: Tensor) -> Tensor:
         """Return the same convolution with its channels scaled and shifted."""
@@ -153,9 +166,12 @@ class _Convolved:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if weight.ndim != 2 or weight.numel() < LARGE or input.ndim < 2:
-        return F.linear(input, weight, bias)
-    return bilinear(Linear(), input, weight, bias)
+    plain = weight.ndim == 2 and input.ndim > 1 and not weight.is_complex()
+    if bias is not None:
+        plain = plain and bias.shape == weight.shape[:1]
+    if plain and weight.requires_grad and weight.numel() >= LARGE:
+        return bilinear(Linear(), input, weight, bias)
+    return F.linear(input, weight, bias)
 
 
 def _layer_norm(
@@ -166,6 +182,42 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     y = standardize(input, tuple(range(-len(normalized_shape), 0)), eps)
+    if weight is None and bias is None:
+        return y.clone()  # which may be written to
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+class ExactLayerNorm(TorchFunctionMode):
+    """Inside it, layer norm is made of steps that can be differentiated any number of times.
+
+    PyTorch's own takes mean and variance as constants in its third derivative, which a model
+    reaches that differentiates in its forward pass.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call `func`, or what stands for it."""
+        call = exact_layer_norm if func is F.layer_norm else func
+        return call(*args, **(kwargs or {}))
+
+
+def exact_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return what F.layer_norm returns, by elementary steps."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(dims, keepdim=True)
+    y = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
