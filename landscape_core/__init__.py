@@ -33,16 +33,46 @@ from landscape_core.experiments.training import (
     TrainingState,
     train,
 )
+from landscape_core.geometry.alignment import Alignment, align
+from landscape_core.geometry.ascent import (
+    WorstSharpness,
+    box_sharpness,
+    m_sharpness,
+    worst_sharpness,
+)
+from landscape_core.geometry.balls import Ball
+from landscape_core.geometry.curves import Bezier, Curve, CurveEpoch, Polygon, path_length
 from landscape_core.geometry.directions import random_directions
+from landscape_core.geometry.fitting import fit_path
+from landscape_core.geometry.frames import Frame, frame_of_trajectory, frame_through
+from landscape_core.geometry.matrix import BarrierMatrix, barrier_matrix
 from landscape_core.geometry.noise import NoiseScale, gradient_noise_scale
 from landscape_core.geometry.paths import Path, PathProfile, Segment, barrier, path_profile
-from landscape_core.geometry.sharpness import FlatnessProfile, flatness_profile
+from landscape_core.geometry.permutations import Axis, PermutationSpec
+from landscape_core.geometry.sharpness import (
+    FlatnessProfile,
+    NoiseRobustness,
+    RandomSharpness,
+    flatness_profile,
+    noise_robustness,
+    random_sharpness,
+    relative_curvature,
+)
 from landscape_core.geometry.slices import Line, Plane, line, plane
+from landscape_core.geometry.stochastic import (
+    NoiseAlignment,
+    batch_sharpness,
+    exact_noise_scale,
+    noise_alignment,
+)
+from landscape_core.geometry.tracing import trace_permutations
 from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterSpace
 from landscape_core.results import Eigenpairs, Estimate, Evaluation, with_error
+from landscape_core.show.page import Number, Page
 from landscape_core.show.picture import Picture
 from landscape_core.show.plots import plot_flatness, plot_images, plot_paths, plot_training
+from landscape_core.show.report import report
 from landscape_core.show.spectra import plot_convergence, plot_density, plot_density_steps
 from landscape_core.show.surfaces import plot_contours, plot_surface
 from landscape_core.show.tables import summary_table
@@ -51,8 +81,15 @@ __version__ = version("landscape-core")
 
 __all__ = [
     "MLP",
+    "Alignment",
+    "Axis",
+    "Ball",
+    "BarrierMatrix",
+    "Bezier",
     "CurvatureSummary",
     "CurvatureTracker",
+    "Curve",
+    "CurveEpoch",
     "DiagonalEstimate",
     "Eigenpairs",
     "EpochRecord",
@@ -60,6 +97,7 @@ __all__ = [
     "Evaluation",
     "Fisher",
     "FlatnessProfile",
+    "Frame",
     "GaussNewton",
     "Hessian",
     "History",
@@ -68,15 +106,22 @@ __all__ = [
     "LayerTable",
     "Line",
     "Matrix",
+    "NoiseAlignment",
+    "NoiseRobustness",
     "NoiseScale",
+    "Number",
     "Objective",
     "ObjectiveOperator",
+    "Page",
     "ParameterError",
     "ParameterSpace",
     "Path",
     "PathProfile",
+    "PermutationSpec",
     "Picture",
     "Plane",
+    "Polygon",
+    "RandomSharpness",
     "Segment",
     "SmallCNN",
     "SpectralDensity",
@@ -84,17 +129,30 @@ __all__ = [
     "SymmetricOperator",
     "TrainConfig",
     "TrainingState",
+    "WorstSharpness",
+    "align",
     "barrier",
+    "barrier_matrix",
+    "batch_sharpness",
+    "box_sharpness",
     "check_parameters",
     "curvature_summary",
     "diagonal",
     "effective_rank",
+    "exact_noise_scale",
+    "fit_path",
     "flatness_profile",
+    "frame_of_trajectory",
+    "frame_through",
     "gradient_noise_scale",
     "images",
     "layer_curvature",
     "line",
     "load",
+    "m_sharpness",
+    "noise_alignment",
+    "noise_robustness",
+    "path_length",
     "path_profile",
     "plane",
     "plot_contours",
@@ -108,11 +166,16 @@ __all__ = [
     "plot_training",
     "power_iteration",
     "random_directions",
+    "random_sharpness",
+    "relative_curvature",
+    "report",
     "spectral_density",
     "summary_table",
     "top_eigenpairs",
     "trace",
     "trace_of_square",
+    "trace_permutations",
     "train",
     "with_error",
+    "worst_sharpness",
 ]

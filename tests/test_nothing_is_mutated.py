@@ -40,12 +40,29 @@ MEASUREMENTS = {
     "plane": lambda o: lc.plane(o, *lc.random_directions(o, 2), points=3),
     "path_profile": lambda o: lc.path_profile(o, lc.Segment(o.theta, o.theta + 1), points=3),
     "gradient_noise_scale": lambda o: lc.gradient_noise_scale(o, 2, 8, draws=2),
+    "random_sharpness": lambda o: lc.random_sharpness(o, directions=2),
+    "worst_sharpness": lambda o: lc.worst_sharpness(o, steps=2),
+    "m_sharpness": lambda o: lc.m_sharpness(o, m=5),
+    "box_sharpness": lambda o: lc.box_sharpness(o, steps=2),
+    "relative_curvature": lambda o: lc.relative_curvature(o),
+    "noise_robustness": lambda o: lc.noise_robustness(o, [0.1], draws=2),
+    "fit_path": lambda o: lc.fit_path(
+        o, lc.Bezier(o.theta, o.theta + 1), epochs=1, batch_size=10, lr=0.01
+    ),
+    "align": lambda o: [lc.align(o, o, method=m) for m in ("weights", "activations")],
+    "trace_permutations": lambda o: lc.trace_permutations(o.model, next(o.batches())[0]),
+    "barrier_matrix": lambda o: lc.barrier_matrix([o, o], points=3),
+    "exact_noise_scale": lambda o: lc.exact_noise_scale(o),
+    "noise_alignment": lambda o: lc.noise_alignment(o, lc.Hessian(o), examples=4),
+    "batch_sharpness": lambda o: lc.batch_sharpness(o, 8, draws=2),
     "per_example_gradients": lambda o: list(o.per_example_gradients()),
 }
 
 
 NEEDS_SINGLE_EXAMPLES = {  # refuse "batch"
     "gradient_noise_scale",
+    "exact_noise_scale",
+    "noise_alignment",
     "per_example_gradients",
     "empirical Fisher",
 }

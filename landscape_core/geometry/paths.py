@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import pandas as pd
@@ -72,6 +72,10 @@ class PathProfile:
         Loss above the straight line between the losses of the two ends,
         ``L(t) - (1-t) L(0) - t L(1)``. The error is that of the difference taken example by
         example, which is smaller than the errors of its parts suggest.
+    rise, rise_stderr : array, shape (p,)
+        Loss above the mean of the two ends, ``L(t) - (L(0) + L(1)) / 2``, with such an error.
+    error_rise, error_rise_stderr : array, shape (p,), or None
+        The same for the error rate, the fraction classified wrongly.
     examples : int
     """
 
@@ -82,6 +86,10 @@ class PathProfile:
     accuracy_stderr: np.ndarray | None = field(repr=False)
     excess: np.ndarray = field(repr=False)
     excess_stderr: np.ndarray = field(repr=False)
+    rise: np.ndarray = field(repr=False)
+    rise_stderr: np.ndarray = field(repr=False)
+    error_rise: np.ndarray | None = field(repr=False)
+    error_rise_stderr: np.ndarray | None = field(repr=False)
     examples: int
 
     def table(self) -> pd.DataFrame:
@@ -118,47 +126,51 @@ def path_profile(
     if not callable(path):
         kind = type(path).__name__
         raise TypeError(f"path must be callable, such as Segment(theta_a, theta_b), got {kind}")
-    start = objective.example_values(path(0.0))[0].double()
-    end = objective.example_values(path(1.0))[0].double()
+    (start, hit_start), (end, hit_end) = (objective.example_values(path(t)) for t in (0.0, 1.0))
+    start, end = start.double(), end.double()
     steps = (np.arange(points) / (points - 1)).tolist()
-    rows, accuracies = [], []
+    rows: list[dict[str, Estimate]] = []
     for t in tqdm(steps, desc="path", unit="point", disable=not progress):
-        losses, accuracy = objective.example_values(path(t))
+        losses, hit = objective.example_values(path(t))
         losses = losses.double()
         # Written so that it is exactly zero at both ends, and everywhere on a constant path.
         excess = (1 - t) * (losses - start) + t * (losses - end)
-        loss, rise = Estimate.of(losses), Estimate.of(excess)
-        rows.append((loss.value, loss.stderr, rise.value, rise.stderr))
-        if accuracy is not None:
-            hit = Estimate.of(accuracy)
-            accuracies.append((hit.value, hit.stderr))
-    loss_, loss_stderr, excess_, excess_stderr = np.array(rows).T
-    correct, correct_stderr = np.array(accuracies).T if accuracies else (None, None)
-    return PathProfile(
-        t=np.array(steps),
-        loss=loss_,
-        loss_stderr=loss_stderr,
-        accuracy=correct,
-        accuracy_stderr=correct_stderr,
-        excess=excess_,
-        excess_stderr=excess_stderr,
-        examples=len(start),
+        row = {"loss": losses, "excess": excess, "rise": losses - (start + end) / 2}
+        if hit is not None and hit_start is not None and hit_end is not None:
+            row |= {"accuracy": hit, "error_rise": (hit_start + hit_end) / 2 - hit}
+        rows.append({name: Estimate.of(values) for name, values in row.items()})
+    columns: dict[str, Any] = dict.fromkeys(
+        ("accuracy", "accuracy_stderr", "error_rise", "error_rise_stderr")
     )
+    for name in rows[0]:
+        columns[name] = np.array([row[name].value for row in rows])
+        columns[f"{name}_stderr"] = np.array([row[name].stderr for row in rows])
+    return PathProfile(t=np.array(steps), examples=len(start), **columns)
 
 
-def barrier(profile: PathProfile) -> Estimate:
-    r"""Height of the loss barrier on a path.
+Above = Literal["line", "mean"]
 
-    .. math:: \max_t \; L(t) - \big[(1-t) L(0) + t L(1)\big]
 
-    Zero or more, as the excess is zero at both ends. The error is that of the highest point
-    between them, over the examples. Where the curve is rough on the scale of its errors, the
-    choice of the highest of many points biases the height upwards, by up to two of these
-    errors; on a coarse path a peak can hide between two points.
+def barrier(profile: PathProfile, above: Above = "line", of: str = "loss") -> Estimate:
+    r"""Height of the barrier on a path.
+
+    .. math:: \max_t \; L(t) - \big[(1-t) L(0) + t L(1)\big] \quad\text{or}\quad
+        \max_t \; L(t) - \tfrac12 \big[L(0) + L(1)\big]
+
+    The first, above the line between the ends, is zero or more, and zero on a path that falls
+    all the way; the second, above their mean, is at least half the difference of the ends, and
+    is the instability of Frankle et al. where it is taken of the error rate. The error is that
+    of the highest point, over the examples. Where the curve is rough on the scale of its
+    errors, the choice of the highest of many points biases the height upwards, by up to two of
+    these errors; on a coarse path a peak can hide between two points.
 
     Parameters
     ----------
     profile : PathProfile
+    above : {"line", "mean"}
+        What the height is measured from.
+    of : {"loss", "error"}
+        The loss, or the fraction classified wrongly (with ``above="mean"``).
 
     Returns
     -------
@@ -168,8 +180,31 @@ def barrier(profile: PathProfile) -> Estimate:
     ----------
     J. Frankle et al. 2020, arXiv:1912.05671; R. Entezari et al. 2021, arXiv:2110.06296.
     """
-    inner, errors = profile.excess[1:-1], profile.excess_stderr[1:-1]
-    if inner.size == 0:
+    heights, errors = _heights(profile, above, of)
+    inside = slice(1, -1) if above == "line" else slice(None)  # 0 at the ends, without an error
+    heights, errors = heights[inside], errors[inside]
+    if heights.size == 0:
         return Estimate(0.0, 0.0, profile.examples)
-    peak = int(np.argmax(inner))
-    return Estimate(max(0.0, float(inner[peak])), float(errors[peak]), profile.examples)
+    peak = int(np.argmax(heights))
+    height = float(heights[peak])
+    return Estimate(
+        max(0.0, height) if above == "line" else height, float(errors[peak]), profile.examples
+    )
+
+
+def _heights(profile: PathProfile, above: Above, of: str) -> tuple[np.ndarray, np.ndarray]:
+    if above not in get_args(Above):
+        raise ValueError(f"above must be 'line' or 'mean', got {above!r}")
+    if (above, of) == ("line", "loss"):
+        return profile.excess, profile.excess_stderr
+    if (above, of) == ("mean", "loss"):
+        return profile.rise, profile.rise_stderr
+    if of != "error":
+        raise ValueError(f"of must be 'loss' or 'error', got {of!r}")
+    if above == "line":
+        raise ValueError(
+            "the barrier of the error rate is measured above the mean: above='mean'"
+        )
+    if profile.error_rise is None or profile.error_rise_stderr is None:
+        raise ValueError("the error rate needs class labels: integer targets, (N, C) outputs")
+    return profile.error_rise, profile.error_rise_stderr

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from landscape_core.objective import Objective
+
+Span = float | tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,11 @@ class Plane:
 
     Attributes
     ----------
-    x, y : array, shape (p,)
+    x, y : array, shapes (p,) and (q,)
         Steps along the first and the second direction, in units of each.
-    loss : array, shape (p, p)
+    loss : array, shape (q, p)
         ``loss[i, j]`` is the mean loss at ``(x[j], y[i])``.
-    accuracy : array, shape (p, p), or None
+    accuracy : array, shape (q, p), or None
     """
 
     x: np.ndarray
@@ -55,7 +60,7 @@ def line(
     objective: Objective,
     direction: Tensor,
     *,
-    span: float = 1.0,
+    span: Span = 1.0,
     points: int = 51,
     theta: Tensor | None = None,
     progress: bool = False,
@@ -66,8 +71,9 @@ def line(
     ----------
     objective : Objective
     direction : Tensor, shape (n,)
-    span : float
-        The line runs from -span to +span, both included, in units of the direction.
+    span : float or (float, float)
+        The line runs from -span to +span, or between the two, both ends included, in units of
+        the direction.
     points : int
         Number of equally spaced points, at least 2. An odd number includes theta exactly.
     theta : Tensor, shape (n,), or None
@@ -86,8 +92,9 @@ def line(
     theta = objective.theta if theta is None else objective.space.check(theta)
     direction = _check_direction(objective, direction, "direction")
     x = _steps(span, points)
-    values = _scan(objective, (theta + a * direction for a in x.tolist()), points, progress)
-    return Line(x, values[0], values[1])
+    thetas = (theta + a * direction for a in x.tolist())
+    with tqdm(total=points, desc="slice", unit="point", disable=not progress) as bar:
+        return Line(x, *_scan(objective, thetas, bar))
 
 
 def plane(
@@ -95,12 +102,15 @@ def plane(
     d1: Tensor,
     d2: Tensor,
     *,
-    span: float = 1.0,
+    span: Span = 1.0,
+    span_y: Span | None = None,
     points: int = 51,
+    points_y: int | None = None,
     theta: Tensor | None = None,
+    store: str | Path | None = None,
     progress: bool = False,
 ) -> Plane:
-    """Evaluate loss and accuracy on a square grid through theta.
+    """Evaluate loss and accuracy on a grid through theta.
 
     Each point is computed from theta afresh, never by repeated addition, and only one point
     at a time is held in memory.
@@ -110,12 +120,18 @@ def plane(
     objective : Objective
     d1, d2 : Tensor, shape (n,)
         Directions; they need not be orthogonal, but must not be parallel.
-    span : float
-        Both axes run from -span to +span, both included.
-    points : int
-        Points along each axis, at least 2. An odd number includes theta exactly.
+    span, span_y : float or (float, float)
+        The first axis runs from -span to +span, or between the two, both ends included; so does
+        the second by `span_y`, which None sets to `span`.
+    points, points_y : int
+        Points along each axis, at least 2. An odd number includes theta exactly where the span
+        is one number. None takes as many along the second as along the first.
     theta : Tensor, shape (n,), or None
         The centre; None is the objective's own theta.
+    store : path or None
+        A file (.npz) that every finished row is written to. A second call with the same
+        directions, spans and theta goes on where the first was stopped; a file of another
+        plane is refused.
     progress : bool
 
     Returns
@@ -135,21 +151,31 @@ def plane(
     cosine = float((a / a.norm()) @ (b / b.norm()))
     if 1 - abs(cosine) < 1e-6:
         raise ValueError(f"d1 and d2 must not be parallel, got a cosine of {cosine:.6f}")
-    steps = _steps(span, points)
-    rows = steps.tolist()
-    grid = ((theta + b * d2) + a * d1 for b in rows for a in rows)
-    loss, accuracy = _scan(objective, grid, points * points, progress)
-    shape = points, points
-    accuracy = None if accuracy is None else accuracy.reshape(shape)
-    return Plane(steps, steps.copy(), loss.reshape(shape), accuracy)
+    x = _steps(span, points)
+    y = _steps(span if span_y is None else span_y, points if points_y is None else points_y)
+    rows = _Rows(store, _fingerprint(theta, d1, d2, x, y))
+    total, finished = len(x) * len(y), len(rows.done) * len(x)
+    with tqdm(
+        total=total, initial=finished, desc="slice", unit="point", disable=not progress
+    ) as bar:
+        for b in y[len(rows.done) :].tolist():
+            thetas = ((theta + b * d2) + a * d1 for a in x.tolist())
+            rows.add(_scan(objective, thetas, bar))
+    loss, accuracy = rows.arrays()
+    return Plane(x, y, loss, accuracy)
 
 
-def _steps(span: float, points: int) -> np.ndarray:
-    """Equally spaced steps whose ends are -span and +span and whose middle is 0, exactly."""
-    if not (np.isfinite(span) and span > 0):
-        raise ValueError(f"span must be positive and finite, got {span}")
+def _steps(span: Span, points: int) -> np.ndarray:
+    """Equally spaced steps whose ends are exact, and whose middle is 0 for a single number."""
     if not isinstance(points, int) or points < 2:
         raise ValueError(f"points must be a whole number of at least 2, got {points}")
+    if isinstance(span, tuple | list):
+        low, high = (float(end) for end in span)
+        if not (np.isfinite([low, high]).all() and low < high):
+            raise ValueError(f"span must be (low, high) with low < high, got {span}")
+        return np.linspace(low, high, points)
+    if not (np.isfinite(span) and span > 0):
+        raise ValueError(f"span must be positive and finite, got {span}")
     return span * (2 * np.arange(points) - (points - 1)) / (points - 1)
 
 
@@ -161,16 +187,70 @@ def _check_direction(objective: Objective, direction: Tensor, name: str) -> Tens
     return direction
 
 
-def _scan(
-    objective: Objective, thetas: Iterator[Tensor], count: int, progress: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Loss and accuracy at each of `count` points, arrays of shape (count,)."""
+Row = tuple[np.ndarray, np.ndarray | None]
+
+
+def _scan(objective: Objective, thetas: Iterable[Tensor], bar: tqdm) -> Row:
+    """Loss and accuracy at each point, arrays of shape (count,)."""
     losses: list[Tensor] = []
     accuracies: list[Tensor] = []
-    for theta in tqdm(thetas, total=count, desc="slice", unit="point", disable=not progress):
+    for theta in thetas:
         loss, accuracy = objective.loss_and_accuracy(theta)
         losses.append(loss)
         if accuracy is not None:
             accuracies.append(accuracy)
+        bar.update()
     correct = torch.stack(accuracies).cpu().numpy() if accuracies else None
     return torch.stack(losses).cpu().numpy(), correct
+
+
+class _Rows:
+    """The finished rows of a plane, kept in a file if one is named."""
+
+    def __init__(self, store: str | Path | None, fingerprint: str) -> None:
+        self.file = None if store is None else Path(store)
+        self.fingerprint = fingerprint
+        self.done: list[Row] = []
+        if self.file is None or not self.file.exists():
+            return
+        try:
+            with np.load(self.file, allow_pickle=False) as saved:
+                found = {name: saved[name] for name in saved.files}
+            accuracy = found.get("accuracy", [None] * len(found["loss"]))
+            same = str(found["fingerprint"]) == fingerprint
+            rows = list(zip(found["loss"], accuracy, strict=True))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"store must hold rows of a plane, {store} is damaged") from error
+        if not same:
+            raise ValueError(
+                f"store must belong to this plane, {store} holds another one: its directions, "
+                "spans, points or theta differ; name another file"
+            )
+        self.done = rows
+
+    def add(self, row: Row) -> None:
+        self.done.append(row)
+        if self.file is None:
+            return
+        loss, accuracy = self.arrays()
+        arrays = {"loss": loss, "fingerprint": np.array(self.fingerprint)}
+        if accuracy is not None:
+            arrays["accuracy"] = accuracy
+        partial = self.file.with_suffix(".partial.npz")
+        np.savez(partial, **arrays)  # type: ignore[arg-type]
+        partial.replace(self.file)
+
+    def arrays(self) -> Row:
+        """All rows so far, loss and accuracy of shape (rows, p)."""
+        correct = [accuracy for _, accuracy in self.done if accuracy is not None]
+        whole = len(correct) == len(self.done)
+        return np.stack([loss for loss, _ in self.done]), np.stack(correct) if whole else None
+
+
+def _fingerprint(*parts: Tensor | np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        array = part.detach().cpu().numpy() if isinstance(part, Tensor) else part
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

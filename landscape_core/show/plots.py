@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from landscape_core.experiments.data import Split
 from landscape_core.experiments.training import History
+from landscape_core.geometry.balls import UNITS
 from landscape_core.geometry.paths import PathProfile
 from landscape_core.geometry.sharpness import FlatnessProfile
 from landscape_core.results import Estimate
@@ -76,8 +77,19 @@ def plot_flatness(
     traces : mapping of name to (trace of the Hessian, n), optional
         Adds what a quadratic loss would do, ``radius^2 * trace / (2 n)``, as dashed lines, and
         a second panel with the measured rise over that prediction. Its intervals combine the
-        errors of both.
+        errors of both. For profiles with ``norm="l2"`` and ``adaptive="none"``.
+
+    Raises
+    ------
+    ValueError
+        If the radii of the profiles do not mean the same.
     """
+    units = {profile.unit for profile in profiles.values()}
+    if len(units) != 1:
+        raise ValueError(f"radii on one axis must mean the same, got {sorted(units)}")
+    unit = units.pop()
+    if traces and unit != UNITS["l2"]:
+        raise ValueError(f"traces predict rises for radii in the {UNITS['l2']}, got: {unit}")
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(1, 2 if traces else 1, squeeze=False)[0]
     for i, (name, look) in enumerate(looks(profiles).items()):
@@ -110,7 +122,7 @@ def plot_flatness(
         panels[1].yaxis.set_major_formatter("{x:g}")
         panels[1].yaxis.set_minor_formatter(NullFormatter())
     for axes in panels:
-        axes.set(xscale="log", xlabel="radius (l2 norm, all weights)")
+        axes.set(xscale="log", xlabel=f"radius ({unit})")
     _legend_above(figure, panels[0], "mean and 95 % interval over directions")
     return Picture(figure)
 

@@ -135,3 +135,44 @@ def test_filter_normalized_slices_do_not_see_a_rescaling_of_relu_layers():
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(bowl(), torch.ones(2, dtype=torch.float64))
+
+
+def test_axes_of_their_own_length(objective):
+    d1, d2 = lc.random_directions(objective, 2)
+    found = lc.plane(objective, d1, d2, span=(-1, 2), span_y=0.5, points=4, points_y=3)
+    assert list(found.x) == [-1, 0, 1, 2]
+    assert list(found.y) == [-0.5, 0, 0.5]
+    assert found.loss.shape == found.accuracy.shape == (3, 4)
+    at = objective.theta + 2 * d1 + 0.5 * d2
+    assert found.loss[2, 3] == pytest.approx(float(objective.loss(at)), rel=1e-12)
+    along = lc.line(objective, d1, span=(0, 3), points=4)
+    assert list(along.x) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"span must be \(low, high\) with low < high"):
+        lc.line(objective, d1, span=(1, 1))
+
+
+def test_a_stopped_plane_goes_on_where_it_was(objective, tmp_path, monkeypatch):
+    d1, d2 = lc.random_directions(objective, 2)
+    whole = lc.plane(objective, d1, d2, points=5)
+    store, calls = tmp_path / "plane.npz", []
+    honest = lc.Objective.loss_and_accuracy
+
+    def stopping(self, theta):
+        calls.append(theta)
+        if len(calls) == 13:  # in the third row
+            raise KeyboardInterrupt
+        return honest(self, theta)
+
+    monkeypatch.setattr(lc.Objective, "loss_and_accuracy", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        lc.plane(objective, d1, d2, points=5, store=store)
+    again = lc.plane(objective, d1, d2, points=5, store=store)
+    assert len(calls) == 13 + 15
+    assert np.array_equal(again.loss, whole.loss)
+    assert np.array_equal(again.accuracy, whole.accuracy)
+    assert list(tmp_path.iterdir()) == [store]
+    with pytest.raises(ValueError, match="store must belong to this plane"):
+        lc.plane(objective, d2, d1, points=5, store=store)
+    store.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="is damaged"):
+        lc.plane(objective, d1, d2, points=5, store=store)

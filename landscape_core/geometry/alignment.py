@@ -1,0 +1,256 @@
+"""Permuting the units of one network so that it matches another; the function stays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from landscape_core.batches import is_tuple
+from landscape_core.curvature.probes import Seed, generator
+from landscape_core.geometry.permutations import PermutationSpec, by_unit
+from landscape_core.geometry.tracing import trace_permutations, unit_activations
+from landscape_core.objective import Objective
+
+Method = Literal["weights", "activations"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A network with its units permuted to match another one.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The permuted network, a copy; buffers such as BatchNorm's are permuted too.
+    theta : Tensor, shape (n,)
+        Its parameters, in the order of the objective's theta.
+    permutations : mapping from group to Tensor
+        Unit i of a group is unit ``permutation[i]`` of the network before.
+    spec : PermutationSpec
+    distances : (float, float)
+        l2 distance of theta to the other network's, before and after.
+    change : float
+        Largest change of an output, relative to the largest output: rounding.
+    sweeps : int
+        Passes over the groups that were matched by weights, until none moved any more.
+    """
+
+    model: nn.Module = field(repr=False)
+    theta: Tensor = field(repr=False)
+    permutations: dict[int, Tensor] = field(repr=False)
+    spec: PermutationSpec
+    distances: tuple[float, float]
+    change: float
+    sweeps: int
+
+
+def align(
+    objective_a: Objective,
+    objective_b: Objective,
+    *,
+    method: Method = "weights",
+    spec: PermutationSpec | None = None,
+    seed: Seed = 0,
+) -> Alignment:
+    r"""Permute the hidden units of network b to match those of network a.
+
+    ``"weights"``: the permutations P that minimize :math:`|\theta_a - P \theta_b|`, one group
+    of units at a time, each exactly by linear assignment, until none moves. ``"activations"``:
+    for each group the assignment with the largest sum of correlations between the units'
+    activations on the data of `objective_a`; groups inside a layer of PyTorch's, such as heads
+    of attention, are matched by weights afterwards.
+
+    Parameters
+    ----------
+    objective_a, objective_b : Objective
+        Of networks of one architecture, each at its own theta.
+    method : {"weights", "activations"}
+    spec : PermutationSpec or None
+        Which units can be exchanged; None traces the model with :func:`trace_permutations`.
+    seed : int or torch.Generator
+        Order of the groups, for "weights"; a generator must be on the CPU.
+
+    Returns
+    -------
+    Alignment
+        ``Segment(objective_a.theta, alignment.theta)`` is the path between the two. With
+        BatchNorm, measure it under ``batchnorm="refresh"`` (Jordan et al. 2022,
+        arXiv:2211.08403).
+
+    Raises
+    ------
+    ValueError
+        If the networks differ in shape, nothing can be permuted, or the outputs change by more
+        than rounding, which means that the specification is wrong.
+
+    References
+    ----------
+    S. Ainsworth et al., Git Re-Basin, 2023, arXiv:2209.04836. R. Entezari et al. 2021,
+    arXiv:2110.06296.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method must be 'weights' or 'activations', got {method!r}")
+    if objective_a.space.names != objective_b.space.names or (
+        objective_a.space.shapes != objective_b.space.shapes
+    ):
+        raise ValueError("the networks must have the same parameters, of the same shapes")
+    models = [_at_theta(objective) for objective in (objective_a, objective_b)]
+    arguments, keywords = _first_inputs(objective_a)
+    if spec is None:
+        spec = trace_permutations(models[1], *arguments, **keywords)
+    state_a, state_b = (dict(model.state_dict()) for model in models)
+    spec.check(state_b)
+    if not spec.sizes:
+        raise ValueError("no units of this network can change places")
+    order = generator(seed, torch.device("cpu"))
+    if method == "weights":
+        permutations, sweeps = match_weights(spec, state_a, state_b, order)
+    else:
+        seen = _match_activations(spec, models, objective_a)
+        permutations, sweeps = match_weights(spec, state_a, state_b, order, seen)
+    permuted = copy.deepcopy(models[1])
+    permuted.load_state_dict(spec.apply(permutations, state_b))
+    change = _output_change(models[1], permuted, arguments, keywords)
+    if not change < 100 * torch.finfo(objective_b.theta.dtype).eps ** 0.75:
+        raise ValueError(
+            f"the outputs changed by {change:.2g} of their size: the specification names units "
+            "that cannot change places"
+        )
+    theta = objective_b.space.flatten(dict(permuted.named_parameters()))
+    ends = (objective_b.theta, theta)
+    before, after = (float((objective_a.theta - end).norm()) for end in ends)
+    return Alignment(permuted, theta, permutations, spec, (before, after), change, sweeps)
+
+
+def match_weights(
+    spec: PermutationSpec,
+    state_a: dict[str, Tensor],
+    state_b: dict[str, Tensor],
+    rng: torch.Generator,
+    known: Mapping[int, Tensor] | None = None,
+    most: int = 100,
+) -> tuple[dict[int, Tensor], int]:
+    """Permutations of b that bring its weights closest to those of a, and the sweeps made.
+
+    Coordinate descent: every step can only lower the distance, and it ends where no single
+    group can lower it further, which need not be the best of all. Groups that are `known`
+    stay as they are.
+    """
+    known = known or {}
+    permutations = spec.identity() | dict(known)
+    users: dict[int, list[str]] = {group: [] for group in spec.sizes}
+    for name, axes in spec.axes.items():
+        for group in {axis.group for axis in axes.values()}:
+            if state_b[name].is_floating_point() and "running_" not in name:
+                users[group].append(name)
+    groups = [group for group in spec.sizes if group not in known]
+    sweeps, moved = 0, True
+    while moved and sweeps < most:
+        sweeps, moved = sweeps + 1, False
+        for index in torch.randperm(len(groups), generator=rng).tolist():
+            group = groups[index]
+            gain = _similarity(spec, state_a, state_b, permutations, group, users[group])
+            found = _assign(gain)
+            rows = torch.arange(len(found))
+            new, old = gain[rows, found].sum(), gain[rows, permutations[group]].sum()
+            if new > old + 1e-6 * old.abs():
+                permutations[group], moved = found, True
+    return permutations, sweeps
+
+
+def _similarity(
+    spec: PermutationSpec,
+    state_a: dict[str, Tensor],
+    state_b: dict[str, Tensor],
+    permutations: dict[int, Tensor],
+    group: int,
+    names: list[str],
+) -> Tensor:
+    """Inner products of the weights of every unit of a with every unit of b, on the CPU."""
+    size = spec.sizes[group]
+    total = torch.zeros(size, size, dtype=torch.float64)
+    for name in names:
+        other = spec.permute(permutations, name, state_b[name], but=group)
+        for dim, axis in spec.axes[name].items():
+            if axis.group == group:
+                of_a = by_unit(state_a[name], dim, axis, size)
+                of_b = by_unit(other, dim, axis, size)
+                total += (of_a @ of_b.T).double().cpu()
+    return total
+
+
+def _match_activations(
+    spec: PermutationSpec, models: list[nn.Module], objective: Objective
+) -> dict[int, Tensor]:
+    """Assign units by the correlations of their activations over all examples.
+
+    Groups inside a layer of PyTorch's, such as the heads of attention, are not seen.
+    """
+    sums: dict[int, list[Tensor]] = {}
+    for inputs, _ in objective.batches():
+        arguments, keywords = _as_call(inputs)
+        of_a, of_b = (unit_activations(model, spec, *arguments, **keywords) for model in models)
+        for group, rows_a in of_a.items():
+            rows_b = of_b[group]
+            parts = [rows_a @ rows_b.T, rows_a.sum(1), rows_b.sum(1),
+                     rows_a.square().sum(1), rows_b.square().sum(1),
+                     torch.tensor(float(rows_a.shape[1]))]  # fmt: skip
+            parts = [part.double().cpu() for part in parts]
+            known = sums.get(group)
+            sums[group] = (
+                parts if known is None else [x + y for x, y in zip(known, parts, strict=True)]
+            )
+    permutations = {}
+    for group, (product, a, b, aa, bb, count) in sums.items():
+        covariance = product / count - torch.outer(a, b) / count**2
+        spread_a = (aa / count - (a / count) ** 2).clamp_min(0).sqrt()
+        spread_b = (bb / count - (b / count) ** 2).clamp_min(0).sqrt()
+        scale = torch.outer(spread_a, spread_b)
+        correlation = torch.where(scale > 0, covariance / scale, 0.0)  # dead units match any
+        permutations[group] = _assign(correlation)
+    return permutations
+
+
+def _assign(gain: Tensor) -> Tensor:
+    """The permutation that maximizes the sum of ``gain[i, permutation[i]]``."""
+    _, columns = linear_sum_assignment(gain.numpy(), maximize=True)
+    return torch.from_numpy(columns)
+
+
+def _at_theta(objective: Objective) -> nn.Module:
+    """A copy of an objective's model, in eval mode, with the parameters of its theta."""
+    model = copy.deepcopy(objective.model).eval()
+    model.to(objective.space.dtype)
+    pieces = objective.space.unflatten(objective.theta)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in pieces:
+                parameter.copy_(pieces[name])
+    return model
+
+
+def _first_inputs(objective: Objective) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    inputs, _ = next(iter(objective.batches()))
+    return _as_call(inputs)
+
+
+def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (tuple(inputs), {}) if is_tuple(inputs) else ((inputs,), {})
+
+
+@torch.no_grad()
+def _output_change(
+    a: nn.Module, b: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> float:
+    first, second = a(*arguments, **keywords), b(*arguments, **keywords)
+    if not isinstance(first, Tensor):
+        first, second = first["logits"], second["logits"]
+    return float((first - second).abs().max() / first.abs().max())

@@ -1,0 +1,124 @@
+"""Fitting a curve between two networks so that the loss stays low along it."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from landscape_core.curvature.probes import Seed, generator
+from landscape_core.geometry.curves import Curve, CurveEpoch
+from landscape_core.geometry.paths import path_profile
+from landscape_core.objective import Objective
+
+
+def fit_path(
+    objective: Objective,
+    path: Curve,
+    *,
+    epochs: int = 30,
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    batch_size: int = 128,
+    validation: Objective | None = None,
+    seed: Seed = 0,
+    progress: bool = False,
+) -> Curve:
+    r"""Move the bends of a curve so that the mean loss along it falls.
+
+    Minimizes :math:`\int_0^1 L(\mathrm{path}(t))\,dt` by stochastic gradient descent: every
+    step draws a batch and one t, and the gradient at ``path(t)`` goes to each bend by its
+    weight at t. A step costs one training step. The learning rate falls to zero along a cosine.
+
+    Parameters
+    ----------
+    objective : Objective
+        Training data. Under ``batchnorm="refresh"`` batches supply their own statistics while
+        fitting, as in training.
+    path : Bezier or Polygon
+        Where to start; it is not changed.
+    epochs : int
+    lr, momentum, weight_decay : float
+    batch_size : int
+    validation : Objective or None
+        Its highest loss at 11 points of the curve is recorded after every epoch.
+    seed : int or torch.Generator
+        Draws batches and t; a generator must be on the CPU.
+    progress : bool
+
+    Returns
+    -------
+    Curve
+        Of the same kind and with the same ends; ``history`` says how the fit went.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss stops being finite.
+
+    References
+    ----------
+    T. Garipov et al., Loss surfaces, mode connectivity, and fast ensembling, 2018,
+    arXiv:1802.10026.
+    """
+    _check(objective, path, epochs, lr, batch_size)
+    fitted = copy.copy(objective)
+    if objective.batchnorm == "refresh":
+        fitted.batchnorm = "batch"
+    rng = generator(seed, torch.device("cpu"))
+    history: list[CurveEpoch] = []
+    curve = path.with_bends(path.bends.clone(), history)
+    bends = list(curve.bends)  # views: a step of the optimizer moves the curve
+    optimizer = torch.optim.SGD(bends, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    count = objective.examples
+    per_epoch = math.ceil(count / batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
+    with tqdm(total=epochs, desc="curve", unit="epoch", disable=not progress) as bar:
+        for epoch in range(1, epochs + 1):
+            total = 0.0
+            for rows in torch.randperm(count, generator=rng).split(batch_size):
+                t = float(torch.rand((), generator=rng, dtype=torch.float64))
+                total += len(rows) * _step(fitted, curve, bends, rows, t)
+                optimizer.step()
+                schedule.step()
+            peak = math.nan
+            if validation is not None:
+                peak = float(path_profile(validation, curve, 11).loss.max())
+            history.append(CurveEpoch(epoch, total / count, peak))
+            bar.set_postfix(loss=f"{total / count:.4g}")
+            bar.update()
+    return curve
+
+
+def _step(
+    objective: Objective, curve: Curve, bends: list[Tensor], rows: Tensor, t: float
+) -> float:
+    """Put the gradients of one batch at one t into `bends`; return its loss."""
+    leaf = curve(t).requires_grad_()
+    with torch.enable_grad():
+        loss = objective.batch_loss(leaf, objective.sample(rows))
+        (slope,) = torch.autograd.grad(loss, leaf)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the loss must stay finite, got {value} at t = {t:.3f}: lower lr"
+        )
+    for bend, weight in zip(bends, curve.weights(t)[1:-1], strict=True):
+        bend.grad = weight * slope
+    return value
+
+
+def _check(objective: Objective, path: Curve, epochs: int, lr: float, batch_size: int) -> None:
+    if not isinstance(path, Curve):
+        kind = type(path).__name__
+        raise TypeError(f"path must have bends to fit, such as Bezier(a, b), got {kind}")
+    objective.space.check(path.points[0], "the start of path")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr must be positive and finite, got {lr}")

@@ -1,0 +1,267 @@
+"""Finding the exchangeable units of a model by following its activations."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from landscape_core.geometry.permutations import Axis, PermutationSpec, by_unit
+from landscape_core.geometry.units import (
+    Groups,
+    Tags,
+    attention_units,
+    channels_only,
+    layer_units,
+    reshaped,
+)
+
+ENTRYWISE: set[Any] = {
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.softplus, F.hardtanh,
+    F.hardswish, F.dropout, torch.relu, torch.tanh, torch.sigmoid, torch.exp, torch.abs,
+    torch.square, "relu", "relu_", "tanh", "sigmoid", "square", "abs", "exp", "contiguous",
+    "clone", "float", "double", "to",
+}  # fmt: skip
+TOGETHER: set[Any] = {
+    operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, operator.truediv,
+    torch.add, torch.sub, torch.mul, torch.div, "add", "add_", "sub", "mul", "mul_", "div",
+}  # fmt: skip
+REDUCED: set[Any] = {torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"}
+RESHAPED: set[Any] = {torch.flatten, torch.reshape, "flatten", "reshape", "view"}
+SPATIAL: set[Any] = {
+    F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+}  # fmt: skip
+
+
+def trace_permutations(model: nn.Module, *inputs: Any, **keywords: Any) -> PermutationSpec:
+    """Find the groups of exchangeable units of a model, from one pass of `inputs`.
+
+    Follows linear layers, convolutions, normalizations, embeddings, attention and
+    ``nn.TransformerEncoderLayer``, activations, pooling, flattening and residual sums. What it
+    does not know keeps the units around it in their places, which is always right.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its forward pass must be traceable by ``torch.fx``.
+    inputs, keywords
+        Of the model, a batch of at least one example.
+
+    Returns
+    -------
+    PermutationSpec
+
+    Raises
+    ------
+    ValueError
+        If the forward pass cannot be traced; give a specification of your own then.
+    """
+    return _follow(model, inputs, keywords).groups.spec()
+
+
+def unit_activations(
+    model: nn.Module, spec: PermutationSpec, *inputs: Any, **keywords: Any
+) -> dict[int, Tensor]:
+    """Activations of the units of each group, (units, samples), where they are made.
+
+    Samples are examples times whatever else a unit has: pixels, tokens, places in the network
+    where a residual sum takes the units up again.
+    """
+    tracer = _follow(model, inputs, keywords, keep=True)
+    number = {}
+    for name, axes in spec.axes.items():
+        for dim, axis in axes.items():
+            number[tracer.groups.root(tracer.groups.axes[name][dim].group)] = axis.group
+    rows: dict[int, list[Tensor]] = {}
+    for value, dim, axis in tracer.seen:
+        group = number.get(tracer.groups.root(axis.group))
+        if group is not None:
+            rows.setdefault(group, []).append(by_unit(value, dim, axis, spec.sizes[group]))
+    return {group: torch.cat(parts, dim=1) for group, parts in rows.items()}
+
+
+def _follow(
+    model: nn.Module, inputs: Any, keywords: dict[str, Any], keep: bool = False
+) -> _Tracer:
+    try:
+        graph = fx.symbolic_trace(model)
+    except Exception as error:
+        raise ValueError(
+            "the model's forward pass cannot be traced by torch.fx "
+            f"({str(error).splitlines()[0]}): give a PermutationSpec of your own"
+        ) from error
+    tracer = _Tracer(graph, model, keep)
+    places = [node.target for node in graph.graph.nodes if node.op == "placeholder"]
+    values = [
+        *inputs,
+        *(keywords[str(name)] for name in places[len(inputs) :] if name in keywords),
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        model.eval()
+        with torch.no_grad():
+            tracer.run(*values)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes:
+            module.training = training
+    return tracer
+
+
+class _Tracer(fx.Interpreter):
+    """Runs a traced model, and knows of every activation which axes are units."""
+
+    def __init__(self, graph: fx.GraphModule, model: nn.Module, keep: bool) -> None:
+        super().__init__(graph)
+        self.keep = keep
+        self.seen: list[tuple[Tensor, int, Axis]] = []
+        self.groups = Groups(model)
+        self.tags: dict[fx.Node, Any] = {}
+        self.plain: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute a node, and tag what it returns."""
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        value = super().run_node(n)
+        before = [self.tags[node] for node in n.all_input_nodes if node not in self.plain]
+        tags = self._tags(n, value, args, before)
+        if tags is None:  # not known: nothing before it may move
+            self._freeze(before)
+            tags = {}
+        self.tags[n] = tags
+        if not isinstance(value, Tensor | tuple):
+            self.plain.add(n)  # sizes and other numbers
+        if self.keep and n.op == "call_module" and isinstance(value, Tensor):
+            self.seen += [(value, dim, axis) for dim, axis in tags.items()]
+        return value
+
+    def _freeze(self, tags: Any) -> None:
+        for each in tags:
+            if isinstance(each, dict):
+                self.groups.freeze(each.values())
+            else:
+                self._freeze(each)
+
+    def _tags(self, n: fx.Node, value: Any, args: Sequence[Any], before: list[Any]) -> Any:
+        """Tags of the value of a node; None where it is not known what it does."""
+        if n.op == "placeholder":
+            return {}
+        if n.op == "get_attr":
+            return self._of_parameter(value)
+        if n.op == "call_module":
+            return self._of_module(self.fetch_attr(str(n.target)), args, value, before)
+        if n.op not in ("call_function", "call_method"):
+            return None
+        if n.target is operator.getitem and before and isinstance(before[0], list):
+            return before[0][args[1]] if isinstance(args[1], int) else None
+        if not isinstance(value, Tensor) or any(isinstance(tags, list) for tags in before):
+            return {} if n.target in (getattr, "size", "dim") else None
+        if n.target in ENTRYWISE:
+            return before[0]
+        if n.target in TOGETHER:
+            return self._together(n, args, value)
+        first = args[0]
+        if len(before) != 1 or not isinstance(first, Tensor):
+            return None
+        return self._of_function(n, first, value, before[0])
+
+    def _of_parameter(self, value: Any) -> Tags | None:
+        if id(value) not in self.groups.names:
+            return {}
+        tags = {dim: self.groups.new(size) for dim, size in enumerate(value.shape) if size > 1}
+        for dim, axis in tags.items():
+            self.groups.own(value, dim, axis)
+        return tags
+
+    def _together(self, n: fx.Node, args: Sequence[Any], value: Tensor) -> Tags:
+        """Operands of a sum or product share the units that stand at the same place."""
+        shared: Tags = {}
+        operands = [
+            (self.tags.get(node, {}), arg)
+            for node, arg in zip(n.args, args, strict=False)
+            if isinstance(node, fx.Node) and isinstance(arg, Tensor)
+        ]
+        for dim in range(value.ndim):
+            found = []
+            for tags, arg in operands:
+                own = dim - (value.ndim - arg.ndim)
+                if own < 0 or arg.shape[own] == 1:
+                    continue  # broadcast: the same for all units
+                found.append(tags.get(own))
+            known = [axis for axis in found if axis is not None]
+            if len(known) < len(found):
+                self.groups.freeze(known)
+            elif known:
+                shared[dim] = known[0]
+                for other in known[1:]:
+                    self.groups.join(known[0], other)
+        return shared
+
+    def _of_function(self, n: fx.Node, x: Tensor, value: Tensor, tags: Tags) -> Tags | None:
+        if n.target in SPATIAL:
+            return channels_only(self.groups, tags)
+        if n.target in RESHAPED:
+            return reshaped(self.groups, x.shape, value.shape, tags)
+        if n.target in REDUCED:
+            return self._reduced(n, x, value, tags)
+        if n.target in (torch.permute, "permute", torch.transpose, "transpose"):
+            order = _order(n, x.ndim)
+            return {new: tags[old] for new, old in enumerate(order) if old in tags}
+        if n.target in (F.softmax, F.log_softmax, torch.softmax, "softmax"):
+            return tags
+        return None
+
+    def _reduced(self, n: fx.Node, x: Tensor, value: Tensor, tags: Tags) -> Tags | None:
+        dims: Any = n.args[1] if len(n.args) > 1 else n.kwargs.get("dim")
+        if dims is None:
+            return {}
+        gone = {int(d) % x.ndim for d in (dims if isinstance(dims, tuple | list) else [dims])}
+        if value.ndim == x.ndim:
+            return {dim: axis for dim, axis in tags.items() if dim not in gone}
+        left = [dim for dim in range(x.ndim) if dim not in gone]
+        return {new: tags[old] for new, old in enumerate(left) if old in tags}
+
+    def _of_module(
+        self, module: nn.Module, args: Sequence[Any], value: Any, before: list[Any]
+    ) -> Any:
+        if isinstance(module, nn.MultiheadAttention):
+            return self._attention(module, before, args)
+        if len(before) != 1 or isinstance(before[0], list) or not isinstance(args[0], Tensor):
+            return None
+        return layer_units(module, self.groups, args[0], before[0])
+
+    def _attention(
+        self, module: nn.MultiheadAttention, before: list[Any], args: Sequence[Any]
+    ) -> Any:
+        if not before or any(isinstance(tags, list) for tags in before):
+            return None
+        last = args[0].ndim - 1
+        # Positions must stay: keys and queries are matched by place.
+        self.groups.freeze(axis for tags in before for dim, axis in tags.items() if dim != last)
+        inputs = [tags.get(last) for tags in before]
+        known = [axis for axis in inputs if axis is not None]
+        if len(known) < len(inputs):
+            self.groups.freeze(known)
+            known = []
+        for other in known[1:]:
+            self.groups.join(known[0], other)
+        units = known[0] if known else None
+        return [attention_units(module, self.groups, last, units), {}]
+
+
+def _order(n: fx.Node, ndim: int) -> list[int]:
+    given: Any = n.args[1:]
+    if n.target in (torch.transpose, "transpose"):
+        a, b = (int(d) % ndim for d in given)
+        order = list(range(ndim))
+        order[a], order[b] = b, a
+        return order
+    dims = given[0] if isinstance(given[0], tuple | list) else given
+    return [int(d) % ndim for d in dims]

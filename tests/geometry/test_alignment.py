@@ -1,0 +1,217 @@
+"""Permuted units: the function stays, planted permutations are found, barriers fall."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import landscape_core as lc
+
+
+class Residual(nn.Module):
+    """Convolutions with BatchNorm around a shortcut, then a pooled head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, padding=1)
+        self.a, self.an = nn.Conv2d(6, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
+        self.b, self.bn = nn.Conv2d(5, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.shortcut = nn.Conv2d(6, 6, 1)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.relu(self.an(self.a(x)))
+        y = F.relu(self.bn(self.b(y)) + self.shortcut(x))
+        y = F.max_pool2d(y + self.depthwise(y), 2)
+        return self.head(y.mean((2, 3)))
+
+
+class Flattened(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(2, 5, 3), nn.MaxPool2d(2)
+        self.hidden, self.out = nn.Linear(20, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(torch.relu(self.conv(x)))
+        return self.out(F.gelu(self.hidden(x.view(x.shape[0], -1))))
+
+
+class Attentive(nn.Module):
+    """Embedding with positions, one attention block of its own, one of PyTorch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Linear(4, 8), nn.Parameter(torch.randn(5, 8))
+        self.norm, self.attention = (
+            nn.LayerNorm(8),
+            nn.MultiheadAttention(8, 4, batch_first=True),
+        )
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.position
+        y = self.norm(x)
+        x = x + self.attention(y, y, y)[0]
+        return self.head(self.layer(x).mean(dim=1))
+
+
+class Shuffled(nn.Module):
+    """Splits its units, which must then stay where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 6), nn.Linear(3, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.first(x).chunk(2, dim=1)
+        return self.third(torch.relu(self.second(left * right.sigmoid())))
+
+
+MODELS = {
+    "mlp": (lambda seed: lc.MLP((4,), 3, width=9, seed=seed), (4,), [9, 9]),
+    "batchnorm": (
+        lambda seed: lc.MLP((4,), 3, width=9, batchnorm=True, seed=seed),
+        (4,),
+        [9, 9],
+    ),
+    "cnn": (lambda seed: lc.SmallCNN((2, 8, 8), 3, width=4, seed=seed), (2, 8, 8), None),
+    "residual": (lambda _: Residual(), (2, 6, 6), [5, 6, 6]),
+    "flattened": (lambda _: Flattened(), (2, 6, 6), [5, 7]),
+    "attention": (lambda _: Attentive(), (5, 4), [2, 4, 8, 12]),
+    "split": (lambda _: Shuffled(), (4,), [5]),
+}
+
+
+def objective_of(name: str, seed: int = 0) -> lc.Objective:
+    torch.manual_seed(seed)
+    make, shape, _ = MODELS[name]
+    model = make(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.weight)
+    x = torch.randn(12, *shape, dtype=torch.float64)
+    return lc.Objective(model.double(), F.cross_entropy, (x, torch.arange(12) % 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_groups_are_found(name):
+    objective = objective_of(name)
+    inputs, _ = next(objective.batches())
+    spec = lc.trace_permutations(objective.model, inputs)
+    wanted = MODELS[name][2]
+    if wanted is not None:
+        assert sorted(spec.sizes.values()) == wanted
+    spec.check(objective.model.state_dict())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_random_permutations_leave_the_outputs_as_they_are(name):
+    objective = objective_of(name)
+    model, (x, _) = objective.model.eval(), next(objective.batches())
+    spec = lc.trace_permutations(model, x)
+    permutations = {group: torch.randperm(size) for group, size in spec.sizes.items()}
+    permuted = copy.deepcopy(model)
+    permuted.load_state_dict(spec.apply(permutations, model.state_dict()))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(model.parameters(), permuted.parameters(), strict=True)
+    )
+    torch.testing.assert_close(permuted(x), model(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_planted_permutation_is_undone(name, method):
+    objective = objective_of(name)
+    model, (x, y) = objective.model.eval(), next(objective.batches())
+    spec = lc.trace_permutations(model, x)
+    rng = torch.Generator().manual_seed(3)
+    planted = {g: torch.randperm(size, generator=rng) for g, size in spec.sizes.items()}
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(spec.apply(planted, model.state_dict()))
+    found = lc.align(objective, lc.Objective(twin, F.cross_entropy, (x, y)), method=method)
+    torch.testing.assert_close(found.theta, objective.theta, rtol=0, atol=1e-12)
+    for name_, buffer in found.model.named_buffers():
+        torch.testing.assert_close(buffer, dict(model.named_buffers())[name_])
+    assert found.distances[1] < 1e-10 < found.distances[0]
+
+
+def test_nothing_is_lost_and_nothing_mutated():
+    a, b = objective_of("residual"), objective_of("residual", seed=1)
+    before = copy.deepcopy(b.model.state_dict())
+    found = lc.align(a, b)
+    assert found.change < 1e-12
+    assert found.distances[1] < found.distances[0]
+    assert found.sweeps >= 2
+    assert all(torch.equal(v, before[k]) for k, v in b.model.state_dict().items())
+    matched = lc.Objective(found.model, F.cross_entropy, list(b.batches()))
+    assert float(matched.loss()) == pytest.approx(float(b.loss()), rel=1e-12)
+    assert torch.equal(matched.theta, found.theta)
+
+
+def test_a_wrong_specification_is_refused():
+    a, b = objective_of("mlp"), objective_of("mlp", seed=1)
+    names = [name for name in b.space.names if name.endswith("weight")]
+    half = lc.PermutationSpec({0: 9}, {names[0]: {0: lc.Axis(0)}})
+    with pytest.raises(ValueError, match="names units that cannot change places"):
+        lc.align(a, b, spec=half)
+    with pytest.raises(ValueError, match="the specification names 'nothing'"):
+        lc.align(a, b, spec=lc.PermutationSpec({0: 9}, {"nothing": {0: lc.Axis(0)}}))
+    with pytest.raises(ValueError, match="must have 8 entries by the specification"):
+        lc.align(a, b, spec=lc.PermutationSpec({0: 8}, {names[0]: {0: lc.Axis(0)}}))
+
+
+def test_bad_input_gets_one_sentence():
+    a = objective_of("mlp")
+    with pytest.raises(ValueError, match="the same parameters, of the same shapes"):
+        lc.align(a, objective_of("batchnorm"))
+    with pytest.raises(ValueError, match="method must be 'weights' or 'activations'"):
+        lc.align(a, a, method="magic")
+    linear = lc.Objective(
+        nn.Linear(3, 2), F.cross_entropy, (torch.randn(4, 3), torch.arange(4) % 2)
+    )
+    with pytest.raises(ValueError, match="no units of this network can change places"):
+        lc.align(linear, linear)
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+    twisted = lc.Objective(
+        Branching(), F.cross_entropy, (torch.randn(4, 3), torch.arange(4) % 2)
+    )
+    with pytest.raises(ValueError, match=r"cannot be traced by torch\.fx"):
+        lc.align(twisted, twisted)
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_the_barrier_between_seeds_falls_with_matching_and_with_width(method):
+    data = lc.load("digits", subset=(800, 300))
+    ratios = []
+    for width in (16, 256):
+        pair = []
+        for seed in (0, 1):
+            model = lc.MLP(data.input_shape, data.classes, width=width, seed=seed)
+            lc.train(model, data, lc.TrainConfig(epochs=12, seed=seed), progress=False)
+            pair.append(lc.Objective(model, F.cross_entropy, data.train))
+        a, b = pair
+        found = lc.align(a, b, method=method)
+        heights = [
+            lc.barrier(lc.path_profile(a, lc.Segment(a.theta, end), 11)).value
+            for end in (b.theta, found.theta)
+        ]
+        ratios.append(heights[1] / heights[0])
+    assert ratios[1] < ratios[0] < 1
+    assert ratios[1] < 0.2

@@ -1,0 +1,162 @@
+"""The worst case in a ball, against quadratics and under rescaling."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import relative
+from test_sharpness import regression
+from torch import nn
+
+import landscape_core as lc
+
+
+def minimum(objective, hessian):
+    """Theta at the minimum of a regression."""
+    return objective.theta - torch.linalg.solve(hessian, objective.gradient())
+
+
+def rescaled(model, factors=(4.0, 0.1)):
+    """The same function of a ReLU network with other weights."""
+    twin = lc.MLP((64,), 10, width=12).double()
+    twin.load_state_dict(model.state_dict())
+    linears = [m for m in twin.modules() if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        for before, after, c in zip(linears[:-1], linears[1:], factors, strict=True):
+            before.weight *= c
+            before.bias *= c
+            after.weight /= c
+    return twin
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """Two objectives of one function, with different weights."""
+    data = lc.load("digits", subset=(200, 10))
+    x, y = data.train.inputs.double().flatten(1), data.train.targets
+    model = lc.MLP((64,), 10, width=12, seed=1)
+    lc.train(model, data, lc.TrainConfig(epochs=5), progress=False)
+    model = model.double()
+    objectives = [lc.Objective(m, F.cross_entropy, (x, y)) for m in (model, rescaled(model))]
+    assert relative(objectives[1].loss(), objectives[0].loss()) < 1e-12
+    return objectives
+
+
+@pytest.mark.parametrize("radius", [0.01, 1.0])
+def test_on_a_quadratic_it_is_half_the_top_eigenvalue_times_the_radius_squared(radius):
+    objective, hessian = regression()
+    at = minimum(objective, hessian)
+    found = lc.worst_sharpness(objective, radius, theta=at, steps=60, restarts=2)
+    expected = 0.5 * radius**2 * float(torch.linalg.eigvalsh(hessian)[-1])
+    assert found.rise == pytest.approx(expected, rel=1e-4)
+    assert found.delta.norm() == pytest.approx(radius, rel=1e-12)
+    assert found.rise == pytest.approx(
+        float(objective.loss(at + found.delta) - objective.loss(at)), rel=1e-6
+    )
+    assert found.gradients == 1 + 3 * 60
+
+
+def test_one_step_is_the_step_of_sam():
+    objective, _ = regression()
+    g = objective.gradient()
+    rise = objective.loss(objective.theta + 0.1 * g / g.norm()) - objective.loss()
+    found = lc.worst_sharpness(objective, 0.1, steps=1, restarts=0)
+    assert found.one_step == pytest.approx(float(rise), rel=1e-9)
+    assert found.rise == found.one_step
+
+
+def test_one_adaptive_step_is_the_step_of_asam():
+    objective, _ = regression()
+    t, g = objective.theta.abs(), objective.gradient()
+    step = 0.1 * t**2 * g / (t * g).norm()
+    rise = objective.loss(objective.theta + step) - objective.loss()
+    found = lc.worst_sharpness(objective, 0.1, adaptive="element", steps=1, restarts=0)
+    assert found.rise == pytest.approx(float(rise), rel=1e-9)
+
+
+def test_the_largest_change_of_a_weight_is_bounded():
+    objective, _ = regression()
+    found = lc.worst_sharpness(objective, 0.1, norm="linf", steps=30)
+    corners = torch.cartesian_prod(*[torch.tensor([-0.1, 0.1], dtype=torch.float64)] * 6)
+    best = max(float(objective.loss(objective.theta + c) - objective.loss()) for c in corners)
+    assert found.delta.abs().max() <= 0.1 + 1e-12
+    assert found.rise == pytest.approx(best, rel=1e-9)
+
+
+@pytest.mark.parametrize("adaptive", ["element", "filter"])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda o, a: lc.worst_sharpness(o, 0.05, adaptive=a, steps=5, restarts=0).rise,
+        lambda o, a: lc.m_sharpness(o, 0.05, 40, adaptive=a).value,
+        lambda o, a: float(lc.relative_curvature(o, adaptive=a, tol=1e-8).values[0]),
+        lambda o, a: lc.random_sharpness(o, 0.05, adaptive=a, directions=4).mean.value,
+        lambda o, a: lc.noise_robustness(o, [0.1], adaptive=a, draws=4).loss[0].value,
+    ],
+)
+def test_adaptive_measures_do_not_change_under_rescaling(twins, measure, adaptive):
+    assert measure(twins[1], adaptive) == pytest.approx(measure(twins[0], adaptive), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda o: lc.worst_sharpness(o, 0.05, steps=5, restarts=0).rise,
+        lambda o: lc.worst_sharpness(o, 0.01, norm="linf", steps=5, restarts=0).rise,
+        lambda o: lc.m_sharpness(o, 0.05, 40).value,
+        lambda o: lc.box_sharpness(o, 1e-3, steps=5, restarts=0),
+        lambda o: lc.random_sharpness(o, 0.05, directions=4).mean.value,
+        lambda o: float(lc.relative_curvature(o, adaptive="none").values[0]),
+    ],
+)
+def test_raw_measures_do(twins, measure):
+    assert measure(twins[1]) != pytest.approx(measure(twins[0]), rel=0.05)
+
+
+def test_small_groups_are_sharper(twins):
+    small, large = (lc.m_sharpness(twins[0], 0.05, m) for m in (10, 200))
+    whole = lc.worst_sharpness(twins[0], 0.05, steps=1, restarts=0)
+    assert large.value == pytest.approx(whole.rise, rel=1e-9)
+    assert small.value > large.value + 3 * small.stderr
+    assert small.samples == 20
+
+
+def test_the_box_measure_is_in_per_cent_of_one_plus_the_loss():
+    objective, _ = regression()
+    value = lc.box_sharpness(objective, 0.01, steps=30)
+    widths = 0.01 * (objective.theta.abs() + 1)
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 6) * widths
+    base = float(objective.loss())
+    best = max(float(objective.loss(objective.theta + c)) for c in corners)
+    assert value == pytest.approx(100 * (best - base) / (1 + base), rel=1e-9)
+
+
+def test_a_point_without_slope_is_left_at_random():
+    objective, hessian = regression()
+    exact = minimum(objective, hessian)
+    found = lc.worst_sharpness(objective, 0.1, theta=exact, steps=3)
+    assert math.isfinite(found.rise)
+    assert found.rise > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda o: lc.worst_sharpness(o, -1.0), "radius must be positive and finite, got -1.0"),
+        (lambda o: lc.worst_sharpness(o, 0.1, norm="l1"), "norm must be one of 'l2', 'linf'"),
+        (lambda o: lc.worst_sharpness(o, 0.1, norm="sigma"), "needs a bounded ball"),
+        (lambda o: lc.worst_sharpness(o, 0.1, adaptive=True), "adaptive must be one of 'none'"),
+        (lambda o: lc.worst_sharpness(o, 0.1, steps=0), "steps must be a whole number >= 1"),
+        (lambda o: lc.m_sharpness(o, 0.1, 41), "m must be a whole number from 1 to 40"),
+        (lambda o: lc.m_sharpness(o, 0.1, 4, groups=0), "groups must be a whole number >= 1"),
+        (lambda o: lc.box_sharpness(o, 0.0), "radius must be positive and finite, got 0.0"),
+        (lambda o: lc.random_sharpness(o, 0.1, norm="linf"), "'l2' or 'sigma', got 'linf'"),
+        (lambda o: lc.noise_robustness(o, []), "at least one number"),
+        (lambda o: lc.noise_robustness(o, [0.1], draws=1), "draws must be at least 2"),
+    ],
+)
+def test_bad_input_gets_one_sentence(call, message):
+    objective, _ = regression()
+    with pytest.raises(ValueError, match=message):
+        call(objective)
