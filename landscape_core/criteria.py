@@ -42,6 +42,7 @@ def split_gradient(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Te
 
 def check_criterion(criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor) -> None:
     """Refuse a `loss` of the first batch that is not the finite mean over its examples."""
+    loss = loss.detach()
     if not bool(loss.isfinite()):
         raise ValueError(f"the loss of the first batch must be finite, got {float(loss)}")
     check_mean(criterion, outputs, targets, loss)
@@ -53,7 +54,7 @@ def check_mean(criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor
 
     Class weights show only in a batch of several classes, ignored targets where there are any.
     """
-    value = float(loss)
+    value = float(loss.detach())
     if not math.isfinite(value):
         return
     outputs = map_tensors(Tensor.detach, outputs)
