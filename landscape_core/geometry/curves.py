@@ -149,7 +149,7 @@ def path_length(path: Path, points: int = 201) -> float:
 
     Examples
     --------
-    >>> path_length(Segment(torch.zeros(2), torch.tensor([3.0, 4.0])))
+    >>> round(path_length(Segment(torch.zeros(2), torch.tensor([3.0, 4.0]))), 6)
     5.0
     """
     if not isinstance(points, int) or points < 2:

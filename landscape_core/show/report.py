@@ -100,6 +100,7 @@ def report(
 
     Examples
     --------
+    >>> import torch
     >>> import torch.nn.functional as F
     >>> data = torch.randn(40, 3), torch.arange(40) % 2
     >>> page = report(nn.Linear(3, 2), F.cross_entropy, data, quick=True, progress=False)
