@@ -295,10 +295,10 @@ def relative_curvature(
 ) -> Eigenpairs:
     r"""Largest eigenvalues of :math:`T H T`, the curvature under relative changes of weights.
 
-    With T = diag(|theta|) it does not change when layers of a ReLU network are rescaled without
-    changing its function: then :math:`\theta' = S\theta`, :math:`H' = S^{-1} H S^{-1}` and
-    :math:`T' = S T`. The worst rise at a small adaptive radius is :math:`\rho^2 / 2` times the
-    largest.
+    With ``T = diag(|theta|)`` it does not change when layers of a ReLU network are rescaled
+    without changing its function: then :math:`\theta' = S\theta`,
+    :math:`H' = S^{-1} H S^{-1}` and :math:`T' = S T`. The worst rise at a small adaptive radius
+    is :math:`\rho^2 / 2` times the largest.
 
     Parameters
     ----------
