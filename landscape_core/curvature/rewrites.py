@@ -184,8 +184,7 @@ def _layer_norm(
     y = standardize(input, tuple(range(-len(normalized_shape), 0)), eps)
     if weight is None and bias is None:
         return y.clone()  # which may be written to
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+    return _affine(y, weight, bias)
 
 
 class ExactLayerNorm(TorchFunctionMode):
@@ -218,6 +217,10 @@ def exact_layer_norm(
     dims = tuple(range(-len(normalized_shape), 0))
     centred = input - input.mean(dims, keepdim=True)
     y = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    return _affine(y, weight, bias)
+
+
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 

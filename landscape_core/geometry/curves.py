@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from landscape_core.geometry.paths import Path, Segment
 
 
-class Curve:
+class Curve(ABC):
     """A curve between two ends, ``path(t)`` a weighted sum of control points.
 
     Attributes
@@ -38,9 +39,9 @@ class Curve:
         self.points = torch.stack([line.theta_a, *between, line.theta_b])
         self.history: list[CurveEpoch] = []
 
+    @abstractmethod
     def weights(self, t: float) -> list[float]:
         """What each control point counts at t; they sum to one."""
-        raise NotImplementedError
 
     def __call__(self, t: float) -> Tensor:
         """Parameters at t, shape (n,); both ends are exact, bit for bit."""
