@@ -121,14 +121,18 @@ class Bench:
         for each in self.rivals:
             if not hasattr(each, "eigenpairs"):
                 continue
-            spent, (values, vectors) = seconds(
-                lambda each=each: each.eigenpairs(TOP, 1e-3, pairs.matvecs)
-            )
-            chosen = values.abs().argsort(descending=True)
-            values, vectors = values[chosen].float(), vectors[:, chosen].float()
+            # Lanczos without a test must be told its steps: the least, by twos, that suffice.
+            for steps in range(pairs.matvecs, 2 * pairs.matvecs, 2):
+                spent, (values, vectors) = seconds(
+                    lambda each=each, steps=steps: each.eigenpairs(TOP, 1e-3, steps)
+                )
+                chosen = values.abs().argsort(descending=True)
+                values, vectors = values[chosen].float(), vectors[:, chosen].float()
+                theirs = lc.Eigenpairs(values, vectors, pairs.residuals, pairs.converged, 0)
+                checked = self._residuals(theirs, each.product)
+                if checked["worst_residual"] <= 1e-3:
+                    break
             gap = (values - pairs.values).abs() / pairs.values.abs()
-            theirs = lc.Eigenpairs(values, vectors, pairs.residuals, pairs.converged, 0)
-            checked = self._residuals(theirs, each.product)
             result[each.name] = {"seconds": spent, "difference": float(gap.max()), **checked}
         return result
 
@@ -251,7 +255,7 @@ def measure_peak(name: str, package: str, task: str, examples: int) -> None:
     torch.set_num_threads(1)
     model, batches = trained(name, examples, epochs=0)
     gradient(model, batches)
-    before = _peak_memory()
+    before = peak_memory()
     with sdpa_kernel(SDPBackend.MATH):
         if package.startswith("ours"):
             budget = 0.0 if "nothing kept" in package else None
@@ -267,10 +271,10 @@ def measure_peak(name: str, package: str, task: str, examples: int) -> None:
                 rival.product(torch.ones(sum(p.numel() for p in model.parameters())))
             else:
                 rival.eigenpairs(TOP, 1e-1, 45)
-    print(_peak_memory() - before)
+    print(peak_memory() - before)
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes.
 
     On Linux not from getrusage, whose figure a new process inherits from the one that made it.

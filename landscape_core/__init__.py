@@ -25,6 +25,14 @@ from landscape_core.curvature.trace import DiagonalEstimate, diagonal, trace
 from landscape_core.experiments.data import Images, Split, images, load
 from landscape_core.experiments.models import MLP, SmallCNN
 from landscape_core.experiments.parameters import ParameterError, check_parameters
+from landscape_core.experiments.regularizers import (
+    SAM,
+    FlatnessPenalty,
+    GradientPenalty,
+    LabelNoise,
+    RegularizedStep,
+    Regularizer,
+)
 from landscape_core.experiments.tracking import CurvatureTracker
 from landscape_core.experiments.training import (
     EpochRecord,
@@ -69,18 +77,27 @@ from landscape_core.geometry.tracing import trace_permutations
 from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterSpace
 from landscape_core.results import Eigenpairs, Estimate, Evaluation, with_error
+from landscape_core.show.explorers import plot_contour_steps, plot_line_steps
 from landscape_core.show.page import Number, Page
 from landscape_core.show.picture import Picture
-from landscape_core.show.plots import plot_flatness, plot_images, plot_paths, plot_training
+from landscape_core.show.plots import (
+    plot_flatness,
+    plot_images,
+    plot_lines,
+    plot_paths,
+    plot_training,
+)
 from landscape_core.show.report import report
 from landscape_core.show.spectra import plot_convergence, plot_density, plot_density_steps
 from landscape_core.show.surfaces import plot_contours, plot_surface
 from landscape_core.show.tables import summary_table
+from landscape_core.show.walk import plot_walk
 
 __version__ = version("landscape-core")
 
 __all__ = [
     "MLP",
+    "SAM",
     "Alignment",
     "Axis",
     "Ball",
@@ -96,12 +113,15 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Fisher",
+    "FlatnessPenalty",
     "FlatnessProfile",
     "Frame",
     "GaussNewton",
+    "GradientPenalty",
     "Hessian",
     "History",
     "Images",
+    "LabelNoise",
     "LayerCurvature",
     "LayerTable",
     "Line",
@@ -122,6 +142,8 @@ __all__ = [
     "Plane",
     "Polygon",
     "RandomSharpness",
+    "RegularizedStep",
+    "Regularizer",
     "Segment",
     "SmallCNN",
     "SpectralDensity",
@@ -155,15 +177,19 @@ __all__ = [
     "path_length",
     "path_profile",
     "plane",
+    "plot_contour_steps",
     "plot_contours",
     "plot_convergence",
     "plot_density",
     "plot_density_steps",
     "plot_flatness",
     "plot_images",
+    "plot_line_steps",
+    "plot_lines",
     "plot_paths",
     "plot_surface",
     "plot_training",
+    "plot_walk",
     "power_iteration",
     "random_directions",
     "random_sharpness",

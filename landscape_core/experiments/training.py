@@ -6,15 +6,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Literal, get_args
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from landscape_core.experiments.data import Images, Split
+from landscape_core.experiments.regularizers import Regularizer
 from landscape_core.experiments.seeding import seeded
 
 Optimizer = Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
@@ -111,8 +114,8 @@ class EpochRecord:
     """What one epoch left behind.
 
     `train_loss` and `train_accuracy` are means over the epoch's own steps (of the loss that was
-    minimized, label smoothing included), `test_loss` and `test_accuracy` are of the weights at
-    its end.
+    minimized, label smoothing included), and so is `penalty`, what a regularizer added to it;
+    `test_loss` and `test_accuracy` are of the weights at its end.
     """
 
     epoch: int
@@ -122,6 +125,7 @@ class EpochRecord:
     test_loss: float
     test_accuracy: float
     seconds: float
+    penalty: float = 0.0
 
 
 @dataclass
@@ -182,6 +186,7 @@ def train(
     config: TrainConfig = TrainConfig(),
     callbacks: Sequence[Callback] = (),
     *,
+    regularizer: Regularizer | None = None,
     progress: bool = True,
 ) -> History:
     """Train `model` in place, where it is (CPU or GPU), by minibatch cross-entropy.
@@ -199,6 +204,9 @@ def train(
         Each is called with a :class:`TrainingState` after every epoch; the model is then in
         evaluation mode. One that has a method ``on_step`` gets that called in the same way
         after every step, with the model in training mode; see :class:`CurvatureTracker`.
+    regularizer : Regularizer or None
+        What else than the loss decides each step, such as :class:`SAM`. It draws from the
+        configuration's seed. Running statistics follow the first pass of each step only.
     progress : bool
         Whether to show a bar with loss and accuracy.
 
@@ -216,6 +224,8 @@ def train(
     test_split = Split(*(x.to(device) for x in data.test))
     optimizer = _optimizer(model, config)
     order_rng = torch.Generator().manual_seed(config.seed)
+    probe_rng = torch.Generator(device).manual_seed(config.seed)
+    step_of = partial(_gradients, model, config, regularizer, probe_rng)
     history = History(config)
     modes = [(module, module.training) for module in model.modules()]
     watching = [each.on_step for each in callbacks if hasattr(each, "on_step")]
@@ -233,7 +243,7 @@ def train(
                             watch(TrainingState(epoch, model, data, history, step))
 
                 trained = _train_epoch(
-                    model, train_split, order, optimizer, config, epoch, after_step
+                    model, train_split, order, optimizer, config, epoch, step_of, after_step
                 )
                 model.eval()
                 tested = _test(model, test_split, config)
@@ -246,7 +256,10 @@ def train(
                     break
                 rate = optimizer.param_groups[0]["lr"]
                 seconds = time.perf_counter() - start
-                history.epochs.append(EpochRecord(epoch, rate, *trained, *tested, seconds))
+                loss, accuracy, penalty = trained
+                history.epochs.append(
+                    EpochRecord(epoch, rate, loss, accuracy, *tested, seconds, penalty)
+                )
                 bar.set_postfix(loss=f"{trained[0]:.3g}", test_accuracy=f"{tested[1]:.2%}")
                 for callback in callbacks:
                     # What a callback draws must not change what the training draws.
@@ -279,28 +292,63 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     epoch: int,
+    step_of: Callable[[Split], tuple[Tensor, Tensor, Tensor]],
     after_step: Callable[[int], None],
-) -> tuple[float, float]:
-    """One pass over the data; mean loss and accuracy of its steps."""
+) -> tuple[float, float, float]:
+    """One pass over the data; mean loss, accuracy and penalty of its steps."""
     model.train()
     batches = _batches(order, config)
-    totals = torch.zeros(2, dtype=torch.float64, device=order.device)
+    totals = torch.zeros(3, dtype=torch.float64, device=order.device)
     for index, rows in enumerate(batches):
         step = (epoch - 1) * len(batches) + index
         rate = config.lr_at(step, config.epochs * len(batches), len(batches))
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        targets = data.targets[rows]
-        outputs = _forward(model, data.inputs[rows], config)
-        loss = F.cross_entropy(outputs, targets, label_smoothing=config.label_smoothing)
-        loss.backward()
+        loss, hits, penalty = step_of(Split(data.inputs[rows], data.targets[rows]))
         optimizer.step()
-        hits = (outputs.detach().argmax(1) == targets).sum()
-        totals += torch.stack([loss.detach().double() * len(rows), hits.double()])
+        totals += torch.stack([loss.double() * len(rows), hits, penalty.double() * len(rows)])
         after_step(step + 1)
-    mean_loss, accuracy = (totals / len(order)).tolist()
-    return mean_loss, accuracy
+    mean_loss, accuracy, penalized = (totals / len(order)).tolist()
+    return mean_loss, accuracy, penalized
+
+
+def _gradients(
+    model: nn.Module,
+    config: TrainConfig,
+    regularizer: Regularizer | None,
+    rng: torch.Generator,
+    batch: Split,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Leave the gradient of a step in the parameters; return loss, hits and penalty."""
+    smoothing = config.label_smoothing
+    if regularizer is None:
+        outputs = _forward(model, batch.inputs, config)
+        loss = F.cross_entropy(outputs, batch.targets, label_smoothing=smoothing)
+        loss.backward()
+        hits = (outputs.detach().argmax(1) == batch.targets).sum().double()
+        return loss.detach(), hits, torch.zeros_like(hits)
+    seen: list[Tensor] = []
+    statistics: list[Tensor] = []
+
+    def batch_loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = _forward(model, inputs, config)
+        if sum(map(len, seen)) < len(batch.targets):  # the first pass, perhaps in parts
+            seen.append(outputs.detach().argmax(1))
+            if sum(map(len, seen)) == len(batch.targets):
+                statistics.extend(buffer.clone() for buffer in model.buffers())
+        return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+        step = regularizer.step(batch_loss, parameters, (batch.inputs, batch.targets), rng)
+    for p, gradient in zip(parameters, step.gradients, strict=True):
+        p.grad = gradient
+    with torch.no_grad():
+        for buffer, first in zip(model.buffers(), statistics, strict=True):
+            buffer.copy_(first)
+    hits = (torch.cat(seen) == batch.targets).sum().double()
+    return step.loss, hits, step.penalty
 
 
 def _batches(order: Tensor, config: TrainConfig) -> list[Tensor]:

@@ -7,15 +7,18 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from landscape_core.curvature.hessian import Hessian
 from landscape_core.objective import Objective
 
 Span = float | tuple[float, float]
+Precision = Literal["model", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Line:
         Mean loss over all examples.
     accuracy : array, shape (p,), or None
         Fraction classified correctly; None where targets are not class labels.
+    curvature : float or None
+        Second derivative of the loss by x at ``x = 0``, where it was asked for.
     """
 
     x: np.ndarray
     loss: np.ndarray = field(repr=False)
     accuracy: np.ndarray | None = field(repr=False)
+    curvature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,16 @@ class Plane:
     loss : array, shape (q, p)
         ``loss[i, j]`` is the mean loss at ``(x[j], y[i])``.
     accuracy : array, shape (q, p), or None
+    curvature : array, shape (2, 2), or None
+        Second derivatives of the loss by x and y at the centre, where they were asked for: the
+        Hessian of the picture, exact however coarse its grid is.
     """
 
     x: np.ndarray
     y: np.ndarray
     loss: np.ndarray = field(repr=False)
     accuracy: np.ndarray | None = field(repr=False)
+    curvature: np.ndarray | None = field(repr=False, default=None)
 
 
 def line(
@@ -63,6 +73,8 @@ def line(
     span: Span = 1.0,
     points: int = 51,
     theta: Tensor | None = None,
+    curvature: bool = False,
+    precision: Precision = "model",
     progress: bool = False,
 ) -> Line:
     """Evaluate loss and accuracy on a line through theta.
@@ -78,6 +90,12 @@ def line(
         Number of equally spaced points, at least 2. An odd number includes theta exactly.
     theta : Tensor, shape (n,), or None
         The centre; None is the objective's own theta.
+    curvature : bool
+        Whether to take the second derivatives along the direction too, by a product
+        with the Hessian at theta.
+    precision : {"model", "bf16"}
+        ``"bf16"`` runs the forward passes under bfloat16 autocast: often faster, and good to
+        two or three digits of the loss, enough for a picture and not for a number.
     progress : bool
 
     Returns
@@ -93,8 +111,10 @@ def line(
     direction = _check_direction(objective, direction, "direction")
     x = _steps(span, points)
     thetas = (theta + a * direction for a in x.tolist())
+    bent = _curvature(objective, theta, direction[None]) if curvature else None
     with tqdm(total=points, desc="slice", unit="point", disable=not progress) as bar:
-        return Line(x, *_scan(objective, thetas, bar))
+        found = _scan(objective, thetas, bar, precision)
+    return Line(x, *found, None if bent is None else float(bent[0, 0]))
 
 
 def plane(
@@ -107,6 +127,8 @@ def plane(
     points: int = 51,
     points_y: int | None = None,
     theta: Tensor | None = None,
+    curvature: bool = False,
+    precision: Precision = "model",
     store: str | Path | None = None,
     progress: bool = False,
 ) -> Plane:
@@ -132,6 +154,12 @@ def plane(
         A file (.npz) that every finished row is written to. A second call with the same
         directions, spans and theta goes on where the first was stopped; a file of another
         plane is refused.
+    curvature : bool
+        Whether to take the second derivatives along the axes too, by two products
+        with the Hessian at theta.
+    precision : {"model", "bf16"}
+        ``"bf16"`` runs the forward passes under bfloat16 autocast: often faster, and good to
+        two or three digits of the loss, enough for a picture and not for a number.
     progress : bool
 
     Returns
@@ -153,16 +181,17 @@ def plane(
         raise ValueError(f"d1 and d2 must not be parallel, got a cosine of {cosine:.6f}")
     x = _steps(span, points)
     y = _steps(span if span_y is None else span_y, points if points_y is None else points_y)
-    rows = _Rows(store, _fingerprint(theta, d1, d2, x, y))
+    bent = _curvature(objective, theta, torch.stack([d1, d2])) if curvature else None
+    rows = _Rows(store, _fingerprint(theta, d1, d2, x, y) + precision)
     total, finished = len(x) * len(y), len(rows.done) * len(x)
     with tqdm(
         total=total, initial=finished, desc="slice", unit="point", disable=not progress
     ) as bar:
         for b in y[len(rows.done) :].tolist():
             thetas = ((theta + b * d2) + a * d1 for a in x.tolist())
-            rows.add(_scan(objective, thetas, bar))
+            rows.add(_scan(objective, thetas, bar, precision))
     loss, accuracy = rows.arrays()
-    return Plane(x, y, loss, accuracy)
+    return Plane(x, y, loss, accuracy, bent)
 
 
 def _steps(span: Span, points: int) -> np.ndarray:
@@ -190,12 +219,27 @@ def _check_direction(objective: Objective, direction: Tensor, name: str) -> Tens
 Row = tuple[np.ndarray, np.ndarray | None]
 
 
-def _scan(objective: Objective, thetas: Iterable[Tensor], bar: tqdm) -> Row:
+def _curvature(objective: Objective, theta: Tensor, directions: Tensor) -> np.ndarray:
+    """Second derivatives along directions, (k, n) to (k, k)."""
+    products = Hessian(objective, theta) @ directions.T
+    found = directions.double() @ products.double()
+    return np.asarray(((found + found.T) / 2).cpu().numpy())
+
+
+def _scan(
+    objective: Objective, thetas: Iterable[Tensor], bar: tqdm, precision: Precision
+) -> Row:
     """Loss and accuracy at each point, arrays of shape (count,)."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be 'model' or 'bf16', got {precision!r}")
+    if precision == "bf16" and objective.space.dtype != torch.float32:
+        raise ValueError(f"precision 'bf16' needs weights in float32, got {objective}")
     losses: list[Tensor] = []
     accuracies: list[Tensor] = []
+    kind, half = objective.space.device.type, precision == "bf16"
     for theta in thetas:
-        loss, accuracy = objective.loss_and_accuracy(theta)
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
+            loss, accuracy = objective.loss_and_accuracy(theta)
         losses.append(loss)
         if accuracy is not None:
             accuracies.append(accuracy)

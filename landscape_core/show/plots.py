@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -179,6 +180,59 @@ def plot_paths(profiles: Mapping[str, PathProfile], examples: str = "examples") 
         panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in panels:
         axes.set_xlabel("t  (0: first network, 1: second)")
+    return Picture(figure)
+
+
+@styled
+def plot_lines(
+    panels: Mapping[str, Mapping[str, Sequence[Sequence[float] | np.ndarray]]],
+    *,
+    xlabel: str,
+    title: str = "",
+    logx: bool = False,
+    log: Collection[str] = (),
+) -> Picture:
+    """Curves in one or several panels, with 95 % intervals where errors are given.
+
+    Parameters
+    ----------
+    panels : mapping of panel to mapping of series to (x, y) or (x, y, standard errors)
+        Panels are named by what their axis shows, with units. A series of one name has one
+        look in all panels, and stands in the legend once.
+    xlabel : str
+        With units.
+    title : str
+        Of the legend: what the errors are over.
+    logx : bool
+    log : collection of str
+        The panels with a logarithmic axis.
+
+    Examples
+    --------
+    >>> plot_lines({"rise (nats)": {"mean": ([1, 2], [0.1, 0.4], [0.01, 0.02])}}, xlabel="step")
+    Picture(still)
+    """
+    if not panels:
+        raise ValueError("there is nothing to draw: name at least one panel")
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    names = dict.fromkeys(name for series in panels.values() for name in series)
+    known: dict[str, Any] = {}
+    for axes, (panel, series) in zip(grid, panels.items(), strict=True):
+        for name, look in looks(names).items():
+            if name not in series:
+                continue
+            x, y, *errors = (np.asarray(part, dtype=float) for part in series[name])
+            half = Z95 * errors[0] if errors else None
+            known[name] = axes.errorbar(x, y, half, **look)
+        axes.set(xlabel=xlabel, ylabel=panel)
+        axes.set_xscale("log" if logx else "linear")
+        axes.set_yscale("log" if panel in log else "linear")
+    columns = len(known) if sum(map(len, known)) < 70 else 2
+    figure.legend(
+        known.values(), known.keys(), loc="outside upper center", ncols=columns,
+        title=title or None, title_fontsize=9,
+    )  # fmt: skip
     return Picture(figure)
 
 

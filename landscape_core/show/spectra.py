@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from landscape_core.curvature.density import SpectralDensity
 from landscape_core.show.picture import Picture
+from landscape_core.show.sliders import axis, layout, seen, slider, spread
 from landscape_core.show.style import COLOURS, WIDTH, looks, styled
-from landscape_core.show.surfaces import GREY, MARK
+from landscape_core.show.surfaces import MARK
 
 EIGENVALUE = "eigenvalue (nats per squared weight)"
 DENSITY = "density (squared weights per nat)"
@@ -99,9 +99,8 @@ def plot_density_steps(
     last = densities[max(densities)]
     x, width = _axis(last)
     known = _values(marks)
-    chosen = sorted(densities)
-    if len(chosen) > 4:  # the still shows four, evenly spaced from first to last
-        chosen = [chosen[round(i * (len(chosen) - 1) / 3)] for i in range(4)]
+    numbers = sorted(densities)
+    chosen = [numbers[i] for i in spread(len(numbers))]
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True).ravel()
     for axes, steps in zip(panels, chosen, strict=False):
@@ -237,55 +236,17 @@ def _slider(
         figure.add_trace(_line_trace(x, middle, steps, shown))
     if len(known):
         figure.add_trace(_tick_trace(known, floor))
-    always = [True] if len(known) else []
-    steps_of_slider: list[dict[str, Any]] = [
-        {
-            "label": str(steps),
-            "method": "restyle",  # needs no frames: any page that can draw it can move it
-            "args": [{"visible": [s == steps for s in numbers for _ in range(2)] + always}],
-        }
-        for steps in numbers
-    ]
-    line = {"color": GREY, "gridcolor": "rgba(128,128,128,0.35)", "zeroline": False}
+    groups: list[int | None] = [i for i in range(len(numbers)) for _ in range(2)]
+    groups += [None] if len(known) else []
+    changes = [[{"visible": seen(groups, i)}] for i in range(len(numbers))]
+    moved = slider("Lanczos steps", list(map(str, numbers)), changes, len(numbers) - 1)
     powers = [float(np.log10(floor)), float(np.log10(2 * top))]
     figure.update_layout(
-        sliders=[
-            {
-                "active": len(numbers) - 1,
-                "steps": steps_of_slider,
-                "currentvalue": {"prefix": "Lanczos steps: ", "font": {"size": 15}},
-                "pad": {"t": 48, "b": 6},
-                "bgcolor": "rgba(128,128,128,0.25)",
-                "activebgcolor": MARK,
-                "bordercolor": GREY,
-                "tickcolor": GREY,
-            }
-        ],
-        xaxis={**line, "title": _small(EIGENVALUE), "range": [float(x[0]), float(x[-1])]},
-        yaxis={
-            **line,
-            "title": _small(DENSITY),
-            "type": "log",
-            "range": powers,
-            "dtick": 1,
-            "exponentformat": "power",
-        },
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        font={"color": GREY},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 64, "r": 12, "t": 40, "b": 10},
-        height=480,
-        template="none",
-        dragmode=False,  # a finger that drags scrolls the page
-        modebar={"remove": ["zoom", "pan", "select", "lasso", "zoomin", "zoomout",
-                            "autoscale", "resetscale"]},
-    )  # fmt: skip
+        layout(480, [moved]),
+        xaxis=axis(EIGENVALUE, range=[float(x[0]), float(x[-1])]),
+        yaxis=axis(DENSITY, type="log", range=powers, dtick=1, exponentformat="power"),
+    )
     return figure
-
-
-def _small(title: str) -> dict[str, Any]:
-    return {"text": title, "font": {"size": 12}, "standoff": 6}
 
 
 def _band_trace(x: np.ndarray, low: np.ndarray, high: np.ndarray, shown: bool) -> go.Scatter:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -16,6 +18,7 @@ from landscape_core.show.picture import Picture
 from landscape_core.show.style import LANDSCAPE, WIDTH, styled
 
 LOSS = "loss (nats)"
+LEVELS = 15
 GREY = "#808080"  # legible on a white page and on a dark one
 MARK = "#d55e00"  # the colour-blind palette's vermilion
 ARROW = {"arrowstyle": "-|>", "color": "white", "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
@@ -46,17 +49,13 @@ def plot_contours(
     labels : (str, str)
         Of the axes.
     """
-    low, high, log = _range([plane.loss for plane in planes.values()], log)
-    levels = np.geomspace(low, high, 16) if log else np.linspace(low, high, 16)
-    norm: Normalize = LogNorm(low, high) if log else Normalize(low, high)
+    low, high, log = loss_range([plane.loss for plane in planes.values()], log)
     figure = Figure(
         figsize=(WIDTH, 0.9 + 2.9 * (2 / max(2, len(planes)))), layout="constrained"
     )
     panels = figure.subplots(1, len(planes), sharey=True, squeeze=False)[0]
     for axes, (title, plane) in zip(panels, planes.items(), strict=True):
-        loss = np.clip(np.nan_to_num(plane.loss, nan=high), low, high)
-        filled = axes.contourf(plane.x, plane.y, loss, levels, cmap=LANDSCAPE, norm=norm)
-        axes.contour(plane.x, plane.y, loss, levels, colors="white", linewidths=0.4, alpha=0.7)
+        filled = fill_contours(axes, plane, (low, high), log)
         for label, (x, y) in (marks or {"": (0.0, 0.0)}).items():
             axes.plot(x, y, "o", color="white", markeredgecolor="black", markersize=6)
             axes.annotate(label, (x, y), (4, 4), textcoords="offset points", color="white")
@@ -64,20 +63,45 @@ def plot_contours(
             axes.annotate("", (x, y), (0, 0), arrowprops=ARROW)
             text = axes.annotate(label, (x, y), (5, 5), textcoords="offset points")
             text.set(color="white", fontsize=9, bbox=PLATE)
-        axes.set(title=title, xlabel=labels[0], aspect="equal")
-        axes.grid(False)
+        axes.set(title=title, xlabel=labels[0])
     panels[0].set_ylabel(labels[1])
-    bar = figure.colorbar(filled, ax=list(panels), shrink=0.85)
-    if not log:
-        bar.locator = MaxNLocator(6)
-    else:
-        powers = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
-        bar.set_ticks(powers.tolist(), labels=[f"{power:g}" for power in powers])
-    bar.set_label("loss (nats)")
+    loss_bar(figure, filled, list(panels), (low, high), log)
     return Picture(figure)
 
 
-def _range(losses: list[np.ndarray], log: bool) -> tuple[float, float, bool]:
+def fill_contours(
+    axes: Axes, plane: Plane, ends: tuple[float, float], log: bool
+) -> QuadContourSet:
+    """Draw filled contours between two losses, with equal steps on both axes."""
+    levels = (np.geomspace if log else np.linspace)(*ends, LEVELS + 1)
+    norm: Normalize = LogNorm(*ends) if log else Normalize(*ends)
+    loss = np.clip(np.nan_to_num(plane.loss, nan=ends[1]), *ends)
+    filled = axes.contourf(plane.x, plane.y, loss, levels, cmap=LANDSCAPE, norm=norm)
+    axes.contour(plane.x, plane.y, loss, levels, colors="white", linewidths=0.4, alpha=0.7)
+    axes.set(aspect="equal")
+    axes.grid(False)
+    return filled
+
+
+def loss_bar(
+    figure: Figure,
+    filled: QuadContourSet,
+    panels: list[Axes],
+    ends: tuple[float, float],
+    log: bool,
+) -> None:
+    """The scale of the colours beside the panels."""
+    bar = figure.colorbar(filled, ax=panels, shrink=0.85)
+    if log:
+        low, high = np.log10(ends)
+        powers = 10.0 ** np.arange(np.ceil(low), np.floor(high) + 1)
+        bar.set_ticks(powers.tolist(), labels=[f"{power:g}" for power in powers])
+    else:
+        bar.locator = MaxNLocator(6)
+    bar.set_label(LOSS)
+
+
+def loss_range(losses: list[np.ndarray], log: bool) -> tuple[float, float, bool]:
     """Lowest and highest loss to draw, and whether their logarithms can be drawn."""
     finite = np.concatenate([loss[np.isfinite(loss)] for loss in losses])
     if finite.size == 0:
@@ -146,7 +170,7 @@ def _still(
         axes.text(px, py, head, name, fontsize=9, color=MARK, ha="center", zorder=51)
     axes.set(xlabel="direction 1", ylabel="direction 2", zlabel=LOSS, title=title)
     if log:
-        axes.set_zticks(*_loss_ticks(height))
+        axes.set_zticks(*loss_ticks(height))
     axes.view_init(elev=32, azim=-46)
     return figure
 
@@ -171,7 +195,7 @@ def _interactive(
     )
     ticks: dict[str, Any] = {}
     if log:
-        values, labels = _loss_ticks(height)
+        values, labels = loss_ticks(height)
         ticks = {"tickvals": values, "ticktext": labels}
         surface.colorbar.update(ticks)
     figure = go.Figure(surface)
@@ -219,7 +243,7 @@ def _pins(points: list[Any], height: np.ndarray) -> list[go.Scatter3d]:
     return pins
 
 
-def _loss_ticks(height: np.ndarray) -> tuple[list[float], list[str]]:
+def loss_ticks(height: np.ndarray) -> tuple[list[float], list[str]]:
     """Whole powers of ten of the loss, for heights that are its logarithms."""
     low, high = int(np.ceil(height.min())), int(np.floor(height.max()))
     powers = list(range(low, high + 1))

@@ -176,3 +176,34 @@ def test_a_stopped_plane_goes_on_where_it_was(objective, tmp_path, monkeypatch):
     store.write_bytes(b"something else")
     with pytest.raises(ValueError, match="is damaged"):
         lc.plane(objective, d1, d2, points=5, store=store)
+
+
+def test_curvature_comes_with_the_picture_in_the_units_of_its_axes(objective):
+    d1, d2 = lc.random_directions(objective, 2)
+    found = lc.plane(objective, d1, d2, points=3, curvature=True)
+    H = lc.Hessian(objective).dense()
+    D = torch.stack([d1, d2])
+    np.testing.assert_allclose(found.curvature, (D @ H @ D.T).numpy(), rtol=1e-5)
+    along = lc.line(objective, d1, points=3, curvature=True)
+    assert along.curvature == pytest.approx(found.curvature[0, 0], rel=1e-6)
+    assert lc.plane(objective, d1, d2, points=3).curvature is None
+    fine = lc.line(bowl(), torch.tensor([2.0, 0.0]).double(), points=3, curvature=True)
+    assert fine.curvature == pytest.approx(4)  # a step is two long: the bowl's 1, squared
+
+
+def test_half_precision_is_close_and_says_so_in_the_store(objective, tmp_path):
+    d1, d2 = lc.random_directions(objective, 2)
+    with pytest.raises(ValueError, match="'bf16' needs weights in float32, got Objective"):
+        lc.plane(objective, d1, d2, points=3, precision="bf16")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    objective = lc.Objective(model, F.cross_entropy, (x, torch.arange(30) % 4))
+    d1, d2 = lc.random_directions(objective, 2)
+    whole = lc.plane(objective, d1, d2, points=3)
+    half = lc.plane(objective, d1, d2, points=3, precision="bf16", store=tmp_path / "p.npz")
+    assert not np.array_equal(half.loss, whole.loss)
+    np.testing.assert_allclose(half.loss, whole.loss, rtol=0.03)
+    with pytest.raises(ValueError, match="store must belong to this plane"):
+        lc.plane(objective, d1, d2, points=3, store=tmp_path / "p.npz")
+    with pytest.raises(ValueError, match="precision must be 'model' or 'bf16', got 'half'"):
+        lc.plane(objective, d1, d2, points=3, precision="half")
