@@ -48,6 +48,9 @@ class TrainConfig:
     batch_size : int
         A last batch of a single example joins the one before it.
     epochs : int
+    target_loss : float
+        Training ends after the first epoch whose training loss is this or lower; 0 is never.
+        Networks are compared at equal loss by it.
     seed : int
         Order of the data, and any randomness inside the model (dropout).
     label_smoothing : float
@@ -71,6 +74,7 @@ class TrainConfig:
     warmup: int = 0
     batch_size: int = 64
     epochs: int = 10
+    target_loss: float = 0.0
     seed: int = 0
     label_smoothing: float = 0.0
     precision: Precision = "float32"
@@ -90,7 +94,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
-        for name in ("weight_decay", "final_lr"):
+        for name in ("weight_decay", "final_lr", "target_loss"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -265,6 +269,8 @@ def train(
                     # What a callback draws must not change what the training draws.
                     with seeded(config.seed, device):
                         callback(TrainingState(epoch, model, data, history, steps * epoch))
+                if loss <= config.target_loss:
+                    break
     finally:
         for module, training in modes:
             module.training = training

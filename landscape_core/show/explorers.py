@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from landscape_core.geometry.slices import Plane
 from landscape_core.show.picture import Picture
 from landscape_core.show.sliders import axis, layout, seen, slider, spread
-from landscape_core.show.style import WIDTH, looks, styled
+from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 from landscape_core.show.surfaces import (
     LEVELS,
     LOSS,
@@ -229,6 +229,8 @@ def _line_still(
             if panel in log:
                 axes.set_yscale("log")
         row[0].set_ylabel(panel)
+        if panel in log:
+            plain_log_ticks(row[0].yaxis)
     for axes, value in zip(grid[0], chosen, strict=True):
         axes.set_title(f"{name} {value}", fontsize=9)
     figure.supxlabel(xlabel, fontsize=10)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from landscape_core.experiments.data import Split
 from landscape_core.experiments.training import History
@@ -17,7 +17,7 @@ from landscape_core.geometry.paths import PathProfile
 from landscape_core.geometry.sharpness import FlatnessProfile
 from landscape_core.results import Estimate
 from landscape_core.show.picture import Picture
-from landscape_core.show.style import WIDTH, looks, styled
+from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 
 Z95 = 1.96  # half width of a 95 % normal interval, in standard errors
 
@@ -226,8 +226,15 @@ def plot_lines(
             half = Z95 * errors[0] if errors else None
             known[name] = axes.errorbar(x, y, half, **look)
         axes.set(xlabel=xlabel, ylabel=panel)
-        axes.set_xscale("log" if logx else "linear")
-        axes.set_yscale("log" if panel in log else "linear")
+        if logx:
+            axes.set_xscale("log")
+            points = sorted({float(x) for at, *_ in series.values() for x in at})
+            if len(points) < 9:  # few enough to name each
+                axes.set_xticks(points, labels=[f"{point:g}" for point in points])
+                axes.xaxis.set_minor_locator(NullLocator())
+        if panel in log:
+            axes.set_yscale("log")
+            plain_log_ticks(axes.yaxis)
     columns = len(known) if sum(map(len, known)) < 70 else 2
     figure.legend(
         known.values(), known.keys(), loc="outside upper center", ncols=columns,

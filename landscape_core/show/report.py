@@ -228,20 +228,21 @@ class _Writer:
             self.objective, self.small, self.big, draws=self.effort.draws, seed=self.seed
         )
         trace = found.covariance_trace
-        scale: Any = found.scale if found.determined else f"above {found.at_least:.2g}"
+        least = f"{float(f'{found.at_least:.2g}'):,g}"
+        scale: Any = found.scale if found.determined else f"above {least}"
         page.add("Noise of the gradients", [
             Number("trace of their covariance", trace),
             Number("noise scale", scale, unit="examples"),
         ])  # fmt: skip
         if found.determined:
             page.say(
-                f"In a batch of about {found.scale.value:.2g} examples signal and noise of the "
+                f"In a batch of about {found.scale} examples signal and noise of the "
                 "gradient are equally large; larger batches average what is already known."
             )
         else:
             page.say(
                 "The gradient does not stand out of its noise here, as is usual close to a "
-                f"minimum: the noise scale is only known to lie above {found.at_least:.2g}."
+                f"minimum: the noise scale is only known to lie above {least}."
             )
 
     def picture(self, page: Page) -> None:

@@ -9,6 +9,8 @@ from typing import ParamSpec, TypeVar
 
 import matplotlib as mpl
 import seaborn as sns
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,3 +75,13 @@ def looks(names: Iterable[str]) -> dict[str, dict[str, str]]:
         }
         for i, name in enumerate(names)
     }
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Write the ticks of a logarithmic axis as plain numbers, and enough of them."""
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_formatter(NullFormatter())
+    if high < 1e5 and low > 1e-5:
+        axis.set_major_formatter("{x:g}")

@@ -15,8 +15,8 @@ from landscape_core.geometry.slices import Plane
 from landscape_core.show.explorers import COLOURS, DASHES, contour_trace
 from landscape_core.show.picture import Picture
 from landscape_core.show.sliders import axis, layout, slider
-from landscape_core.show.style import WIDTH, looks, styled
-from landscape_core.show.surfaces import LOSS, fill_contours, loss_range
+from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
+from landscape_core.show.surfaces import LOSS, PLATE, fill_contours, loss_range
 
 
 @styled
@@ -94,10 +94,13 @@ def _walk_still(
                 axes.plot(profile.t[peak], values[peak], "o", color=look["color"])
     for label, (x, y) in marks.items():
         left.plot(x, y, "o", color="white", markeredgecolor="black", markersize=5)
-        left.annotate(label, (x, y), (5, 5), textcoords="offset points", color="white")
+        text = left.annotate(label, (x, y), (0, 7), textcoords="offset points", ha="center")
+        text.set(color="white", fontsize=9, bbox=PLATE)
     left.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")
     left.grid(False)
     panels[0].set(ylabel=LOSS, yscale="log" if log else "linear")
+    if log:
+        plain_log_ticks(panels[0].yaxis)
     panels[1].set(ylabel="accuracy", xlabel="t")
     handles, texts = panels[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside upper center", ncols=len(texts))

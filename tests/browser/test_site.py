@@ -117,6 +117,10 @@ def test_the_site_has_its_pages():
         "search.html",
         "notebooks/01_first_landscape.html",
         "notebooks/02_curvature.html",
+        "notebooks/03_sharpness.html",
+        "notebooks/04_paths.html",
+        "notebooks/05_noise.html",
+        "notebooks/06_your_own_model.html",
         "theory/sgd_as_inference.html",
     }
     assert expected <= set(PAGES)
