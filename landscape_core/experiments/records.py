@@ -1,0 +1,240 @@
+"""One finished run, one file: its parameters, numbers, arrays and where they came from.
+
+A record is a zip archive of NumPy arrays (.npz) with one member of JSON. Nothing is pickled, a
+checksum guards every member, and the file appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, cast
+from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+import torch
+
+from landscape_core.experiments.training import History
+from landscape_core.results import Estimate
+
+Status = Literal["done", "diverged", "failed"]
+Parameters = dict[str, Any]
+META = "record.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run left behind.
+
+    Attributes
+    ----------
+    parameters : dict
+        Of the run, as plain values.
+    status : {"done", "diverged", "failed"}
+    scalars : dict of str to number, bool, str or None
+        An estimate is two of them: ``name`` and ``name_stderr``.
+    arrays : dict of str to array
+    tables : dict of str to DataFrame
+        Such as the history of a training.
+    provenance : dict
+        Versions, source hashes, device, data, seconds, peak memory.
+    message : str
+        Of a run that diverged or failed: what happened, with the traceback.
+    """
+
+    parameters: Parameters
+    status: Status
+    scalars: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    message: str = ""
+
+    @property
+    def key(self) -> str:
+        """The hash of the parameters, under which the record is filed."""
+        return parameter_hash(self.parameters)
+
+
+class DamagedRecord(ValueError):
+    """A record that cannot be read back."""
+
+
+def plain(value: Any, name: str) -> Any:
+    """Bring a parameter to a plain value, or say why it cannot be one.
+
+    >>> plain(np.float64(0.5), "lr"), plain((1, 2), "sizes")
+    (0.5, [1, 2])
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"parameter {name} must be finite, got {value}")
+        return value
+    if isinstance(value, list | tuple | range):
+        return [plain(item, name) for item in value]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"parameter {name} must have names as keys, got {key!r}")
+        return {key: plain(item, f"{name}.{key}") for key, item in value.items()}
+    kind = type(value).__name__
+    raise TypeError(
+        f"parameter {name} must be a number, a string, or a list or dict of them, got {kind}"
+    )
+
+
+def parameter_hash(parameters: Mapping[str, Any]) -> str:
+    """Hash of a run's parameters: of names, values and types, and not of their order.
+
+    1, 1.0 and True are different parameters; a tuple and a list of the same values are one.
+
+    >>> parameter_hash({"lr": 0.1, "width": 64}) == parameter_hash({"width": 64, "lr": 0.1})
+    True
+    """
+    canonical = json.dumps(
+        plain(parameters, "of the run"), sort_keys=True, allow_nan=False, ensure_ascii=True
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+
+
+def collect(returned: Any) -> dict[str, Any]:
+    """Sort what a run returned into scalars, arrays and tables; fields of a :class:`Record`."""
+    if not isinstance(returned, Mapping):
+        kind = type(returned).__name__
+        raise TypeError(f"a run must return a dict of named results, got {kind}")
+    scalars: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    tables: dict[str, pd.DataFrame] = {}
+    status, message = "done", ""
+    for name, value in returned.items():
+        if not isinstance(name, str):
+            raise TypeError(f"results must have strings as names, got {name!r}")
+        if isinstance(value, History):
+            tables[name] = value.table()
+            if value.status == "diverged":
+                status, message = "diverged", value.message
+        elif isinstance(value, Estimate):
+            scalars |= {name: value.value, f"{name}_stderr": value.stderr}
+        elif isinstance(value, pd.DataFrame):
+            tables[name] = value
+        else:
+            _sort(name, value, scalars, arrays)
+    return {
+        "status": status, "scalars": scalars, "arrays": arrays, "tables": tables,
+        "message": message,
+    }  # fmt: skip
+
+
+def _sort(name: str, value: Any, scalars: dict[str, Any], arrays: dict[str, Any]) -> None:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        scalars[name] = value
+        return
+    if isinstance(value, list | tuple):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufcU":
+        arrays[name] = value
+        return
+    raise TypeError(
+        f"result {name!r} must be a number, a string, an Estimate, an array, a tensor, a table "
+        f"or a History, got {type(value).__name__}"
+    )
+
+
+def write(record: Record, path: Path) -> None:
+    """Write a record so that the file is complete or absent, also after a crash."""
+    meta = {
+        "parameters": record.parameters,
+        "status": record.status,
+        "scalars": {name: _number(value) for name, value in record.scalars.items()},
+        "tables": {
+            name: json.loads(table.to_json(orient="split", double_precision=15))
+            for name, table in record.tables.items()
+        },
+        "provenance": record.provenance,
+        "message": record.message,
+    }
+    partial = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(META, json.dumps(meta, allow_nan=False))
+                for name, array in record.arrays.items():
+                    buffer = BytesIO()
+                    np.lib.format.write_array(
+                        buffer, np.ascontiguousarray(array), allow_pickle=False
+                    )
+                    archive.writestr(f"{name}.npy", buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path, *, arrays: bool = True) -> Record:
+    """Read a record back, its checksums compared.
+
+    Raises
+    ------
+    DamagedRecord
+        If the file is not a whole record; the sentence names it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            meta = json.loads(archive.read(META))
+            members = [name for name in archive.namelist() if name != META]
+            found = {
+                name.removesuffix(".npy"): np.lib.format.read_array(
+                    BytesIO(archive.read(name)), allow_pickle=False
+                )
+                for name in members
+                if arrays
+            }
+        return Record(
+            meta["parameters"],
+            cast(Status, meta["status"]),
+            {name: _float(value) for name, value in meta["scalars"].items()},
+            found,
+            {name: _table(split) for name, split in meta["tables"].items()},
+            meta["provenance"],
+            meta["message"],
+        )
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DamagedRecord(f"{path} is damaged and cannot be read: {error}") from error
+    except Exception as error:  # zlib has an error of its own
+        if type(error).__module__ != "zlib":
+            raise
+        raise DamagedRecord(f"{path} is damaged and cannot be read: {error}") from error
+
+
+def _table(split: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(split["data"], index=split["index"], columns=split["columns"])
+
+
+def _number(value: Any) -> Any:
+    """JSON knows no nan and no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    return value
+
+
+def _float(value: Any) -> Any:
+    return float(value["float"]) if isinstance(value, dict) else value
