@@ -64,7 +64,7 @@ class Record:
         return parameter_hash(self.parameters)
 
 
-class DamagedRecord(ValueError):
+class DamagedRecordError(ValueError):
     """A record that cannot be read back."""
 
 
@@ -192,7 +192,7 @@ def read(path: Path, *, arrays: bool = True) -> Record:
 
     Raises
     ------
-    DamagedRecord
+    DamagedRecordError
         If the file is not a whole record; the sentence names it.
     """
     try:
@@ -218,11 +218,11 @@ def read(path: Path, *, arrays: bool = True) -> Record:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DamagedRecord(f"{path} is damaged and cannot be read: {error}") from error
+        raise DamagedRecordError(f"{path} is damaged and cannot be read: {error}") from error
     except Exception as error:  # zlib has an error of its own
         if type(error).__module__ != "zlib":
             raise
-        raise DamagedRecord(f"{path} is damaged and cannot be read: {error}") from error
+        raise DamagedRecordError(f"{path} is damaged and cannot be read: {error}") from error
 
 
 def _table(split: dict[str, Any]) -> pd.DataFrame:

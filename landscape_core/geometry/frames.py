@@ -34,6 +34,12 @@ class Frame:
     residuals: Tensor
     explained: Tensor
 
+    def project(self, thetas: Tensor) -> Tensor:
+        """Where points lie over the plane: shape (m, n) or (n,) to (m, 2) or (2,)."""
+        steps = (thetas - self.centre).double()
+        directions = torch.stack([self.d1, self.d2], dim=1).double()
+        return (steps @ directions).to(thetas.dtype)
+
 
 def frame_through(theta_a: Tensor, theta_b: Tensor, theta_c: Tensor) -> Frame:
     """The plane through three networks; a is the centre, and b lies on the first axis.

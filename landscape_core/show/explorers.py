@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from landscape_core.geometry.slices import Plane
 from landscape_core.show.picture import Picture
-from landscape_core.show.sliders import axis, layout, seen, slider, spread
+from landscape_core.show.sliders import LOG, axis, layout, seen, slider, spread
 from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 from landscape_core.show.surfaces import (
     LEVELS,
@@ -126,11 +126,11 @@ def _contour_slider(
         )
         options[f"yaxis{suffix}"] = axis(
             labels[1] if column == 0 else "", showgrid=False, scaleanchor=f"x{suffix}",
-            anchor=f"x{suffix}", constrain="domain",
+            anchor=f"x{suffix}", constrain="domain", showticklabels=column == 0,
         )  # fmt: skip
         figure.add_annotation(
-            text=title, x=sum(domain) / 2, y=1.02, xref="paper", yref="paper", showarrow=False,
-            yanchor="bottom", font={"size": 13},
+            text=title, x=0.5, y=1.02, xref=f"x{suffix} domain", yref=f"y{suffix} domain",
+            showarrow=False, yanchor="bottom", font={"size": 13},
         )  # fmt: skip
     changes = [[{"visible": seen(groups, i)}] for i in range(len(values))]
     moved = slider(name, [str(value) for value in values], changes, 0)
@@ -282,7 +282,7 @@ def _line_slider(
         options[f"yaxis{suffix}"] = axis(
             panel, domain=[top - 0.9 * height, top], anchor="x",
             range=_common_range(frames, panel, panel in log),
-            type="log" if panel in log else "linear",
+            **(LOG if panel in log else {}),
         )  # fmt: skip
     last = "y" if len(series) == 1 else f"y{len(series)}"
     options["xaxis"] = axis(xlabel, anchor=last)

@@ -14,7 +14,7 @@ from landscape_core.geometry.paths import PathProfile
 from landscape_core.geometry.slices import Plane
 from landscape_core.show.explorers import COLOURS, DASHES, contour_trace
 from landscape_core.show.picture import Picture
-from landscape_core.show.sliders import axis, layout, slider
+from landscape_core.show.sliders import LOG, axis, layout, slider
 from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 from landscape_core.show.surfaces import LOSS, PLATE, fill_contours, loss_range
 
@@ -167,9 +167,9 @@ def _walk_slider(
                    range=[float(plane.x[0]), float(plane.x[-1])]),
         yaxis=axis(labels[1], scaleanchor="x", showgrid=False, constrain="domain",
                    range=[float(plane.y[0]), float(plane.y[-1])]),
-        xaxis2=axis("t  (0: first network, 1: second)", domain=[0.68, 1], anchor="y3",
+        xaxis2=axis("t", domain=[0.68, 1], anchor="y3",
                     range=[-0.04, 1.04]),
-        yaxis2=axis(LOSS, domain=[0.54, 1], anchor="x2", type="log" if log else "linear"),
+        yaxis2=axis(LOSS, domain=[0.54, 1], anchor="x2", **(LOG if log else {})),
         yaxis3=axis("accuracy", domain=[0, 0.46], anchor="x2", tickformat=".0%"),
     )  # fmt: skip
     return figure

@@ -64,3 +64,13 @@ def test_what_a_plane_misses_is_told():
 def test_bad_points_get_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_points_are_projected_to_their_coordinates():
+    points = torch.randn(4, 6, dtype=torch.float64)
+    frame = lc.frame_through(*points[:3])
+    torch.testing.assert_close(frame.project(points[:3]), frame.coordinates)
+    on_plane = frame.centre + 2 * frame.d1 - 3 * frame.d2
+    torch.testing.assert_close(frame.project(on_plane), torch.tensor([2.0, -3.0]).double())
+    across = torch.linalg.qr(torch.stack([frame.d1, frame.d2, points[3]], dim=1))[0][:, 2]
+    torch.testing.assert_close(frame.project(on_plane + across), frame.project(on_plane))
