@@ -23,8 +23,15 @@ from landscape_core.curvature.operators import Matrix, SymmetricOperator
 from landscape_core.curvature.summary import CurvatureSummary, curvature_summary
 from landscape_core.curvature.trace import DiagonalEstimate, diagonal, trace
 from landscape_core.experiments.data import Images, Split, images, load
+from landscape_core.experiments.history import (
+    EpochRecord,
+    History,
+    TrainConfig,
+    TrainingState,
+)
 from landscape_core.experiments.models import MLP, SmallCNN
 from landscape_core.experiments.parameters import ParameterError, check_parameters
+from landscape_core.experiments.records import DamagedRecordError, Record
 from landscape_core.experiments.regularizers import (
     SAM,
     FlatnessPenalty,
@@ -33,14 +40,9 @@ from landscape_core.experiments.regularizers import (
     RegularizedStep,
     Regularizer,
 )
+from landscape_core.experiments.study import StoreError, Study, grid
 from landscape_core.experiments.tracking import CurvatureTracker
-from landscape_core.experiments.training import (
-    EpochRecord,
-    History,
-    TrainConfig,
-    TrainingState,
-    train,
-)
+from landscape_core.experiments.training import train
 from landscape_core.geometry.alignment import Alignment, align
 from landscape_core.geometry.ascent import (
     WorstSharpness,
@@ -107,6 +109,7 @@ __all__ = [
     "CurvatureTracker",
     "Curve",
     "CurveEpoch",
+    "DamagedRecordError",
     "DiagonalEstimate",
     "Eigenpairs",
     "EpochRecord",
@@ -142,12 +145,15 @@ __all__ = [
     "Plane",
     "Polygon",
     "RandomSharpness",
+    "Record",
     "RegularizedStep",
     "Regularizer",
     "Segment",
     "SmallCNN",
     "SpectralDensity",
     "Split",
+    "StoreError",
+    "Study",
     "SymmetricOperator",
     "TrainConfig",
     "TrainingState",
@@ -167,6 +173,7 @@ __all__ = [
     "frame_of_trajectory",
     "frame_through",
     "gradient_noise_scale",
+    "grid",
     "images",
     "layer_curvature",
     "line",

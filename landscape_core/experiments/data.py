@@ -19,6 +19,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from landscape_core.experiments.context import note_data
 from landscape_core.experiments.vision import torchvision_datasets
 
 Arrays = dict[str, np.ndarray]
@@ -326,6 +327,7 @@ def _from_arrays(name: str, arrays: Arrays, subset: Subset, seed: int) -> Images
     digest = hashlib.sha256()
     for key in KEYS:
         digest.update(np.ascontiguousarray(arrays[key]).data)
+    note_data(name, digest.hexdigest())
     mean, std = _channel_statistics(arrays["train_images"])
     sizes = _subset_sizes(subset)
     splits = {}

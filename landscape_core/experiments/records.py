@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from landscape_core.experiments.training import History
+from landscape_core.experiments.history import History
 from landscape_core.results import Estimate
 
 Status = Literal["done", "diverged", "failed"]

@@ -12,7 +12,7 @@ from landscape_core.criteria import Criterion
 from landscape_core.curvature.eigen import top_eigenpairs
 from landscape_core.curvature.hessian import Hessian
 from landscape_core.curvature.operators import SymmetricOperator
-from landscape_core.experiments.training import TrainingState
+from landscape_core.experiments.history import TrainingState
 from landscape_core.objective import Objective
 from landscape_core.results import Eigenpairs
 
@@ -94,6 +94,14 @@ class CurvatureTracker:
         """Measure after a step, where that is asked for."""
         if self.every_steps is not None and state.step % self.every_steps == 0:
             self._measure(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an interrupted training needs to go on: the records, the last eigenvectors."""
+        return {"records": self.records, "last": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.records, self._last = list(state["records"]), dict(state["last"])
 
     def table(self) -> pd.DataFrame:
         """One row per measurement.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from landscape_core.experiments.data import Split
-from landscape_core.experiments.training import History
+from landscape_core.experiments.history import History
 from landscape_core.geometry.balls import UNITS
 from landscape_core.geometry.paths import PathProfile
 from landscape_core.geometry.sharpness import FlatnessProfile

@@ -1,0 +1,48 @@
+"""Runs on the workers of Dask: processes of this machine, or of a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def on_client(call: Callable[[T], R], tasks: Sequence[T], client: Any) -> Iterator[R]:
+    """Call on each task on a client's workers; results as they come.
+
+    A task whose worker dies is given to another one, a few times.
+    """
+    from distributed import as_completed
+
+    quiet = [replace(task, quiet=True) for task in tasks]  # type: ignore[type-var]
+    futures = client.map(call, quiet, pure=False, key="run")
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        client.cancel(futures)
+
+
+def on_processes(call: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[R]:
+    """Call on each task on so many processes of this machine, its threads divided."""
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError(
+            "workers need dask.distributed: pip install 'landscape-core[distributed]'"
+        ) from error
+    workers = min(workers, len(tasks))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    limited = [replace(task, threads=threads) for task in tasks]  # type: ignore[type-var]
+    cluster = LocalCluster(
+        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
+        memory_limit=0,
+    )  # fmt: skip
+    with cluster, Client(cluster) as client:
+        yield from on_client(call, limited, client)

@@ -1,0 +1,103 @@
+"""One run: done once, by one process, whatever happens to it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock, Timeout
+
+from landscape_core.experiments import records
+from landscape_core.experiments.context import RunContext, running
+from landscape_core.experiments.provenance import environment, peak_memory
+from landscape_core.experiments.records import DamagedRecordError, Record, parameter_hash
+
+Run = Callable[..., Mapping[str, Any]]
+Outcome = Literal["made", "found", "busy"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to do one run."""
+
+    run: Run
+    parameters: dict[str, Any]
+    folder: Path
+    code: str
+    threads: int | None = None  # None: as many as the process has
+    quiet: bool = False
+
+    @property
+    def key(self) -> str:
+        """The hash of the parameters."""
+        return parameter_hash(self.parameters)
+
+    @property
+    def path(self) -> Path:
+        """Where the record goes."""
+        return self.folder / f"{self.key}.npz"
+
+
+def execute(task: Task) -> tuple[str, Outcome]:
+    """Do one run, unless its record is there or another process is doing it."""
+    lock = FileLock(task.folder / "locks" / f"{task.key}.lock")
+    seen = task.path.stat().st_mtime_ns if task.path.exists() else None
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return task.key, "busy"
+    try:
+        now = task.path.stat().st_mtime_ns if task.path.exists() else None
+        if now is not None and (now != seen or _is_good(task)):
+            return task.key, "found"  # finished while this process was on its way
+        if task.threads is not None:
+            torch.set_num_threads(task.threads)
+        for left in task.folder.glob(f".{task.key}.*"):  # by a process killed while writing
+            left.unlink(missing_ok=True)
+        records.write(_done(task), task.path)
+        shutil.rmtree(_checkpoints(task), ignore_errors=True)
+        # Safe while the lock is held: whoever locks the file after this sees the record.
+        Path(lock.lock_file).unlink(missing_ok=True)
+        return task.key, "made"
+    finally:
+        lock.release()
+
+
+def _is_good(task: Task) -> bool:
+    try:
+        return records.read(task.path, arrays=False).status != "failed"
+    except DamagedRecordError:
+        return False
+
+
+def _checkpoints(task: Task) -> Path:
+    return task.folder / "checkpoints" / task.key
+
+
+def _done(task: Task) -> Record:
+    """Call the function, and make a record of what became of it."""
+    context = RunContext(_checkpoints(task), quiet=task.quiet)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start, begun = time.perf_counter(), time.time()
+    try:
+        with running(context):
+            fields = records.collect(task.run(**task.parameters))
+    except FloatingPointError as error:
+        fields = {"status": "diverged", "message": str(error)}
+    except Exception:
+        fields = {"status": "failed", "message": traceback.format_exc()}
+    provenance = environment() | {
+        "code_hash": task.code,
+        "data": context.data,
+        "begun": begun,
+        "seconds": time.perf_counter() - start,
+        "peak_memory": peak_memory(),
+    }
+    return Record(task.parameters, provenance=provenance, **fields)

@@ -1,0 +1,336 @@
+"""Studies: many runs of one function, each done once, on one machine or on many."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from landscape_core.experiments import records
+from landscape_core.experiments.provenance import code_hash, package_hash
+from landscape_core.experiments.records import DamagedRecordError, Record, parameter_hash
+from landscape_core.experiments.runs import Outcome, Run, Task, execute
+
+Outdated = Literal["rerun", "keep"]
+PROBE = 1 << 20  # bytes that must fit into the store before anything is computed
+WAIT = 0.5  # seconds between looks at a run that another process is doing
+
+
+class StoreError(OSError):
+    """A store that cannot be written to."""
+
+
+def grid(**values: Any) -> list[dict[str, Any]]:
+    """All combinations of parameters, the last one varying fastest.
+
+    A value that is a list, tuple, range or array is a list of values; any other is one. Lists
+    of runs add up: ``grid(lr=0.1, seed=range(3)) + grid(lr=1.0, seed=0)``.
+
+    >>> grid(width=[64, 256], seed=range(2), lr=0.1)[:2]
+    [{'width': 64, 'seed': 0, 'lr': 0.1}, {'width': 64, 'seed': 1, 'lr': 0.1}]
+    """
+    several = (list, tuple, range, np.ndarray)
+    lists = [list(v) if isinstance(v, several) else [v] for v in values.values()]
+    return [dict(zip(values, chosen, strict=True)) for chosen in product(*lists)]
+
+
+class Study:
+    """Runs of one function with different parameters, each done once and kept.
+
+    A run is a pure function of its parameters: numbers, strings, lists or dicts of them. It
+    returns a dict of numbers, :class:`Estimate`, arrays, tables and :class:`History`. What it
+    returned, where it came from and how it ended is one file of the store, named by the hash of
+    the parameters. A run that failed is a record too, and is tried again the next time.
+
+    Inside a run, :func:`train` goes on from its last finished epoch if the run was interrupted.
+    Several processes can work on one store, also on several machines that share its folder:
+    each run is locked while it is done.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits, ``-`` and ``_``.
+    run : callable
+        Defined by ``def``, so that its source can be hashed: a record made by other code, or by
+        another version of this package's numerics, counts as outdated.
+    store : path
+        A folder; records of the study go into ``store / name``.
+
+    Examples
+    --------
+    >>> def run(x: int, power: int = 2) -> dict:
+    ...     return {"y": x**power}
+    >>> import tempfile
+    >>> study = Study("powers", run, store=tempfile.mkdtemp())
+    >>> study.run(grid(x=[2, 3]), progress=False)[["x", "power", "y", "status"]]
+       x  power  y status
+    0  2      2  4   done
+    1  3      2  9   done
+    """
+
+    def __init__(self, name: str, run: Run, store: str | Path = "runs") -> None:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"name must be of letters, digits, - and _, got {name!r}")
+        if not callable(run):
+            raise TypeError(f"run must be a function, got {type(run).__name__}")
+        self.name, self.function = name, run
+        self.folder = Path(store) / name
+        self.code = code_hash(run)
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {self.folder})"
+
+    def run(
+        self,
+        runs: Iterable[Mapping[str, Any]],
+        *,
+        client: Any = None,
+        workers: int | None = None,
+        outdated: Outdated = "rerun",
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """Do the runs that are not in the store yet, and return the table of all of them.
+
+        Parameters
+        ----------
+        runs : iterable of dict
+            Parameters of each; see :func:`grid`.
+        client : dask.distributed.Client or None
+            Where to compute; its workers must see the store's folder under the same path. A
+            worker that dies loses only its own run, which goes on elsewhere.
+        workers : int or None
+            So many processes of this machine, without a client; its threads are divided.
+        outdated : {"rerun", "keep"}
+            What to do with records made by other code: move them to the folder ``outdated``
+            and do the runs again, or take them, marked in the table.
+        progress : bool
+            Whether to show a bar, and to say at the end which runs failed.
+
+        Returns
+        -------
+        DataFrame
+            One row to a run, in the order given; see :meth:`table`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a run's parameters do not fit the function.
+        StoreError
+            If the store cannot be written to; before anything is computed.
+        """
+        if outdated not in get_args(Outdated):
+            raise ValueError(f"outdated must be 'rerun' or 'keep', got {outdated!r}")
+        wanted = {parameter_hash(p): p for p in map(self._complete, runs)}
+        self._check_store()
+        found = self._sort_out(wanted, outdated, progress)
+        tasks = [
+            Task(self.function, p, self.folder, self.code)
+            for key, p in wanted.items()
+            if key not in found
+        ]
+        with tqdm(
+            total=len(wanted), initial=len(found), desc=self.name, unit="run",
+            disable=not progress,
+        ) as bar:  # fmt: skip
+            busy = []
+            for key, outcome in _outcomes(tasks, client, workers):
+                bar.update(outcome != "busy")
+                busy += [task for task in tasks if task.key == key and outcome == "busy"]
+            for task in busy:  # another process is at it: see what becomes of it
+                while execute(task)[1] == "busy":
+                    time.sleep(WAIT)
+                bar.update()
+        table = self._rows([self._read(key) for key in wanted])
+        if progress:
+            _report_failures(table)
+        return table
+
+    def table(self) -> pd.DataFrame:
+        """All records of the store, one row each.
+
+        Columns: the parameters, then the scalars that the run returned, then status, message,
+        seconds, key, and whether the record is outdated.
+        """
+        paths = sorted(self.folder.glob("*.npz"))
+        return self._rows([records.read(path, arrays=False) for path in paths])
+
+    records = table
+
+    def record(self, **parameters: Any) -> Record:
+        """The record of one run, with its arrays and tables.
+
+        Raises
+        ------
+        KeyError
+            If there is none; the sentence says which parameters there are.
+        """
+        path = self.folder / f"{parameter_hash(self._complete(parameters))}.npz"
+        if not path.exists():
+            raise KeyError(f"there is no record of {self.name} for {_written(parameters)}")
+        return records.read(path)
+
+    def arrays(self, **parameters: Any) -> dict[str, np.ndarray]:
+        """The arrays of one run, by name."""
+        return self.record(**parameters).arrays
+
+    def tables(self, name: str, runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+        """One table of several runs, such as their histories, with their parameters."""
+        parts = []
+        for each in runs:
+            record = self.record(**each)
+            if name in record.tables:
+                parts.append(record.tables[name].assign(**_flat(record.parameters)))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def _complete(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters with the function's defaults filled in, or a sentence on what is wrong."""
+        signature = inspect.signature(self.function)
+        known = signature.parameters
+        loose = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        for name in parameters:
+            if name not in known and not loose:
+                close = get_close_matches(name, known, 1)
+                hint = f"; did you mean {close[0]}?" if close else f", only {', '.join(known)}"
+                raise ValueError(f"{self.name} has no parameter {name}{hint}")
+        try:
+            bound = signature.bind(**parameters)
+        except TypeError as error:
+            raise ValueError(
+                f"{self.name} cannot run with {_written(parameters)}: {error}"
+            ) from None
+        bound.apply_defaults()
+        complete: dict[str, Any] = records.plain(dict(bound.arguments), "of the run")
+        return complete
+
+    def _check_store(self) -> None:
+        """Refuse a store that cannot take the records, before anything is computed."""
+        probe = self.folder / f".probe-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "locks").mkdir(exist_ok=True)
+            for left in self.folder.glob(".probe-*"):
+                if time.time() - left.stat().st_mtime > 60:  # of a process that was killed
+                    left.unlink(missing_ok=True)
+            with probe.open("wb") as file:
+                file.write(bytes(PROBE))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.folder} cannot be written to ({error.strerror}): nothing was "
+                "computed; free some space, or name another folder"
+            ) from error
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _sort_out(
+        self, wanted: Mapping[str, dict[str, Any]], outdated: Outdated, progress: bool
+    ) -> set[str]:
+        """Keys of the runs that need not be done; damaged and outdated records move aside."""
+        found, moved = set(), []
+        for key in wanted:
+            path = self.folder / f"{key}.npz"
+            if not path.exists():
+                continue
+            try:
+                record = records.read(path)
+            except DamagedRecordError as error:
+                _move(path, self.folder / "damaged")
+                tqdm.write(f"{error}; the run is done again")
+                continue
+            if record.status == "failed":
+                continue
+            if self._is_outdated(record) and outdated == "rerun":
+                _move(path, self.folder / "outdated")
+                moved.append(key)
+                continue
+            found.add(key)
+        if moved and progress:
+            tqdm.write(
+                f"{len(moved)} of {len(wanted)} records of {self.name} were made by other "
+                f"code: they are in {self.folder / 'outdated'} now, and the runs are done again"
+            )
+        return found
+
+    def _is_outdated(self, record: Record) -> bool:
+        made = record.provenance
+        return (made.get("code_hash"), made.get("package_hash")) != (self.code, package_hash())
+
+    def _read(self, key: str) -> Record:
+        return records.read(self.folder / f"{key}.npz", arrays=False)
+
+    def _rows(self, found: Sequence[Record]) -> pd.DataFrame:
+        rows = [
+            {
+                **_flat(record.parameters),
+                **record.scalars,
+                "status": record.status,
+                "message": record.message.strip().splitlines()[-1] if record.message else "",
+                "seconds": record.provenance.get("seconds"),
+                "outdated": self._is_outdated(record),
+                "key": record.key,
+            }
+            for record in found
+        ]
+        return pd.DataFrame(rows)
+
+
+def _outcomes(
+    tasks: Sequence[Task], client: Any, workers: int | None
+) -> Iterator[tuple[str, Outcome]]:
+    """Do tasks here, on a client, or on processes of this machine."""
+    if client is None and workers is None:
+        yield from map(execute, tasks)
+        return
+    if not tasks:
+        return
+    from landscape_core.experiments.cluster import on_client, on_processes
+
+    if client is not None:
+        yield from on_client(execute, tasks, client)
+    elif workers is not None:
+        yield from on_processes(execute, tasks, workers)
+
+
+def _move(path: Path, folder: Path) -> None:
+    """Put a file aside, under a name that is free."""
+    folder.mkdir(exist_ok=True)
+    number, target = 0, folder / path.name
+    while target.exists():
+        number += 1
+        target = folder / f"{path.stem}-{number}{path.suffix}"
+    path.replace(target)
+
+
+def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as cells of a table: lists and dicts as text."""
+    return {
+        name: str(value) if isinstance(value, list | dict) else value
+        for name, value in parameters.items()
+    }
+
+
+def _written(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in parameters.items()) or "no values"
+
+
+def _report_failures(table: pd.DataFrame) -> None:
+    """Say which runs failed, and how the first of them did."""
+    for status in ("failed", "diverged"):
+        bad = table[table["status"] == status] if len(table) else table
+        if len(bad):
+            first = bad.iloc[0]
+            tqdm.write(
+                f"{len(bad)} of {len(table)} runs {status}; the first, {first['key']}: "
+                f"{first['message']}"
+            )

@@ -1,0 +1,437 @@
+"""Studies: each run once, whatever happens; and every way a run can end."""
+
+import errno
+import importlib.util
+import math
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import landscape_core as lc
+from landscape_core.experiments import records
+from landscape_core.experiments.provenance import code_hash
+from landscape_core.experiments.records import parameter_hash
+
+
+def square(x: float, power: int = 2) -> dict:
+    return {"y": x**power, "curve": np.arange(3) * x}
+
+
+def results(table: pd.DataFrame) -> pd.DataFrame:
+    """What must not depend on how a table came about."""
+    return table.drop(columns=["seconds"], errors="ignore")
+
+
+# --- parameters and records -------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+PARAMETERS = st.dictionaries(st.text(min_size=1, max_size=6), VALUES, max_size=5)
+
+
+def same_kind(a, b):
+    """Equal, and of equal types throughout; 0.0 and -0.0 are two values."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_kind(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same_kind, a, b))
+    return repr(a) == repr(b)
+
+
+@given(PARAMETERS, PARAMETERS)
+def test_hashes_are_equal_exactly_for_equal_parameters(a, b):
+    assert (parameter_hash(a) == parameter_hash(b)) is same_kind(a, b)
+    assert parameter_hash(dict(reversed(a.items()))) == parameter_hash(a)
+
+
+def test_types_are_told_apart_and_numpy_is_not():
+    hashes = {parameter_hash({"x": x}) for x in (1, 1.0, True, "1", None, [1])}
+    assert len(hashes) == 6
+    assert parameter_hash({"x": np.float64(0.1)}) == parameter_hash({"x": 0.1})
+    assert parameter_hash({"x": (1, 2)}) == parameter_hash({"x": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.nan, "parameter lr must be finite, got nan"),
+        (object(), "parameter lr must be a number, a string, or a list or dict of them, got"),
+        ({1: 2}, "must have names as keys, got 1"),
+    ],
+)
+def test_parameters_that_cannot_be_filed_are_refused(value, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        records.plain(value, "lr")
+
+
+@given(
+    st.dictionaries(st.text("abc", min_size=1), st.floats() | st.integers(-9, 9) | st.text()),
+    st.sampled_from(["float32", "int64", "bool", "complex64"]),
+)
+def test_a_record_comes_back_as_it_was(scalars, dtype):
+    path = Path(tempfile.mkdtemp()) / "record.npz"
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    table = pd.DataFrame({"epoch": [1, 2], "loss": [0.1, 1 / 3]})
+    before = records.Record(
+        {"x": 1}, "done", scalars, {"a": array}, {"history": table}, {"seconds": 1.0}, "fine"
+    )
+    records.write(before, path)
+    after = records.read(path)
+    path.unlink()
+    for name, value in scalars.items():
+        assert after.scalars[name] == value or (value != value and after.scalars[name] != value)
+    np.testing.assert_array_equal(after.arrays["a"], array)
+    assert after.arrays["a"].dtype == array.dtype
+    pd.testing.assert_frame_equal(after.tables["history"], table)
+    assert (after.parameters, after.status, after.message) == ({"x": 1}, "done", "fine")
+
+
+def test_what_a_run_returns_is_sorted():
+    found = records.collect(
+        {
+            "trace": lc.Estimate(2.0, 0.5, 8),
+            "top": torch.tensor(3.0),
+            "name": "a",
+            "loss": [1.0, 2.0],
+            "surface": torch.ones(2, 2),
+            "history": lc.History(lc.TrainConfig(), status="diverged", message="in epoch 2"),
+        }
+    )
+    assert found["scalars"] == {"trace": 2.0, "trace_stderr": 0.5, "top": 3.0, "name": "a"}
+    assert set(found["arrays"]) == {"loss", "surface"}
+    assert (found["status"], found["message"]) == ("diverged", "in epoch 2")
+    with pytest.raises(TypeError, match="result 'model' must be a number, a string"):
+        records.collect({"model": torch.nn.Linear(1, 1)})
+    with pytest.raises(TypeError, match="a run must return a dict of named results, got float"):
+        records.collect(1.0)
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+def test_the_table_has_the_runs_in_order_and_nothing_is_done_twice(tmp_path):
+    log = tmp_path / "log"
+
+    def run(x: int, folder: str) -> dict:
+        with open(folder, "a") as file:
+            file.write(f"{x}\n")
+        return {"y": x * x}
+
+    study = lc.Study("squares", run, tmp_path)
+    runs = lc.grid(x=[3, 1, 2], folder=str(log))
+    first = study.run(runs, progress=False)
+    assert first["y"].tolist() == [9, 1, 4]
+    assert first["status"].tolist() == ["done"] * 3
+    again = study.run([*runs, {"x": 5, "folder": str(log)}], progress=False)
+    assert again["y"].tolist() == [9, 1, 4, 25]
+    assert log.read_text().split() == ["3", "1", "2", "5"]
+    assert len(study.table()) == 4
+
+
+def test_defaults_are_part_of_the_parameters(tmp_path):
+    study = lc.Study("squares", square, tmp_path)
+    table = study.run([{"x": 2}, {"power": 2, "x": 2}], progress=False)
+    assert len(table) == 1
+    assert table["power"].tolist() == [2]
+    np.testing.assert_array_equal(study.arrays(x=2)["curve"], [0, 2, 4])
+    assert study.record(x=2, power=2).scalars == {"y": 4}
+    with pytest.raises(KeyError, match="no record of squares for x=7"):
+        study.record(x=7)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([{"pwoer": 2, "x": 1}], "squares has no parameter pwoer; did you mean power?"),
+        ([{"zzz": 2, "x": 1}], "squares has no parameter zzz, only x, power"),
+        ([{"power": 2}], "squares cannot run with power=2: missing a required argument: 'x'"),
+    ],
+)
+def test_parameters_that_the_run_does_not_have_are_refused(tmp_path, runs, message):
+    with pytest.raises(ValueError, match=message):
+        lc.Study("squares", square, tmp_path).run(runs, progress=False)
+
+
+def test_bad_studies_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="name must be of letters"):
+        lc.Study("a/b", square, tmp_path)
+    with pytest.raises(TypeError, match="run must be a function, got int"):
+        lc.Study("a", 3, tmp_path)
+    study = lc.Study("a", square, tmp_path)
+    with pytest.raises(ValueError, match="outdated must be 'rerun' or 'keep', got 'mix'"):
+        study.run([], outdated="mix")
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        study.run(lc.grid(x=1), workers=0, progress=False)
+
+
+def ending(how: str) -> dict:
+    if how == "raises":
+        raise RuntimeError("out of luck")
+    if how == "nan":
+        raise FloatingPointError("the loss is nan")
+    return {"how": how.upper()}
+
+
+def test_every_way_to_end_is_a_record_and_stops_no_other_run(tmp_path, capsys):
+    study = lc.Study("endings", ending, tmp_path)
+    table = study.run(lc.grid(how=["raises", "nan", "well"]), progress=True)
+    assert table["status"].tolist() == ["failed", "diverged", "done"]
+    assert table["message"].tolist() == ["RuntimeError: out of luck", "the loss is nan", ""]
+    assert "Traceback" in study.record(how="raises").message
+    said = capsys.readouterr()
+    assert "1 of 3 runs failed" in said.out + said.err
+    assert "RuntimeError: out of luck" in said.out + said.err
+
+
+def flaky(marker: str) -> dict:
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        raise RuntimeError("the first time")
+    return {"y": 1}
+
+
+def test_a_failed_run_is_tried_again_the_next_time(tmp_path):
+    study = lc.Study("flaky", flaky, tmp_path)
+    runs = lc.grid(marker=str(tmp_path / "marker"))
+    assert study.run(runs, progress=False)["status"].tolist() == ["failed"]
+    assert study.run(runs, progress=False)["status"].tolist() == ["done"]
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
+def test_a_damaged_record_is_named_put_aside_and_made_again(tmp_path, capsys, harm):
+    study = lc.Study("squares", square, tmp_path)
+    before = study.run(lc.grid(x=[1, 2]), progress=False)
+    path = study.folder / f"{before['key'][1]}.npz"
+    content = bytearray(path.read_bytes())
+    content = {"cut": content[:-30], "empty": bytearray()}.get(harm, content)
+    if harm == "flip":
+        content[60] ^= 0xFF
+    path.write_bytes(content)
+    after = study.run(lc.grid(x=[1, 2]), progress=False)
+    pd.testing.assert_frame_equal(results(after), results(before))
+    said = capsys.readouterr()
+    assert path.name in said.out + said.err
+    assert "damaged" in said.out + said.err
+    assert (study.folder / "damaged" / path.name).exists()
+
+
+def module(path: Path, source: str):
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_a_change_of_code_outdates_records_and_comments_elsewhere_do_not(tmp_path, capsys):
+    source = "def helper(x):\n    return x + {}\n\ndef run(x):\n    return {{'y': helper(x)}}\n"
+    old = module(tmp_path / "first_version.py", source.format(1)).run
+    new = module(tmp_path / "second_version.py", source.format(2)).run
+    assert code_hash(old) != code_hash(new)
+    study = lc.Study("versions", old, tmp_path)
+    assert study.run(lc.grid(x=[1, 2]), progress=False)["y"].tolist() == [2, 3]
+    changed = lc.Study("versions", new, tmp_path)
+    assert changed.table()["outdated"].tolist() == [True, True]
+    kept = changed.run(lc.grid(x=[1, 2]), outdated="keep", progress=False)
+    assert kept["y"].tolist() == [2, 3]
+    assert kept["outdated"].all()
+    table = changed.run(lc.grid(x=[1, 2]), progress=True)
+    assert table["y"].tolist() == [3, 4]
+    assert not table["outdated"].any()
+    said = capsys.readouterr()
+    assert "2 of 2 records of versions were made by other code" in said.out + said.err
+    assert len(list((study.folder / "outdated").glob("*.npz"))) == 2
+    longer = module(tmp_path / "third_version.py", source.format(2) + "\ndef more(): ...\n").run
+    assert code_hash(longer) == code_hash(new)
+
+
+def test_another_version_of_the_package_outdates_records(tmp_path, monkeypatch):
+    study = lc.Study("squares", square, tmp_path)
+    study.run(lc.grid(x=1), progress=False)
+    monkeypatch.setattr("landscape_core.experiments.study.package_hash", lambda: "other")
+    assert study.table()["outdated"].tolist() == [True]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_store_that_cannot_be_written_fails_before_anything_is_computed(
+    tmp_path, monkeypatch, code
+):
+    called = []
+
+    def run(x: int) -> dict:
+        called.append(x)
+        return {}
+
+    study, opened = lc.Study("full", run, tmp_path), Path.open
+
+    def refuse(self, mode="r", *args, **options):
+        if "w" in mode and ".probe" in self.name:
+            raise OSError(code, os.strerror(code))
+        return opened(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(lc.StoreError, match=r"cannot be written to .* nothing was computed"):
+        study.run(lc.grid(x=1), progress=False)
+    assert called == []
+
+
+def test_a_disk_that_fills_up_later_leaves_no_half_record(tmp_path, monkeypatch):
+    study = lc.Study("full", square, tmp_path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    study.run(lc.grid(x=1), progress=False)
+    study._check_store = lambda: None
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        study.run(lc.grid(x=[1, 2]), progress=False)
+    monkeypatch.undo()
+    assert [path.suffix for path in study.folder.iterdir() if path.is_file()] == [".npz"]
+    assert study.run(lc.grid(x=[1, 2]), progress=False)["status"].tolist() == ["done"] * 2
+
+
+def interrupted(x: int, marker: str) -> dict:
+    if x == 2 and not os.path.exists(marker):
+        open(marker, "w").close()
+        raise KeyboardInterrupt
+    return {"y": x}
+
+
+def test_an_interruption_leaves_a_consistent_store(tmp_path):
+    study = lc.Study("stopped", interrupted, tmp_path)
+    runs = lc.grid(x=[1, 2, 3], marker=str(tmp_path / "marker"))
+    with pytest.raises(KeyboardInterrupt):
+        study.run(runs, progress=False)
+    assert study.table()["x"].tolist() == [1]
+    assert study.run(runs, progress=False)["y"].tolist() == [1, 2, 3]
+
+
+def test_provenance_names_code_machine_and_data(tmp_path):
+    def run(seed: int) -> dict:
+        data = lc.load("digits", subset=(100, 50))
+        return {"examples": len(data.train.targets)}
+
+    study = lc.Study("data", run, tmp_path)
+    study.run(lc.grid(seed=0), progress=False)
+    made = study.record(seed=0).provenance
+    assert made["data"] == {"digits": lc.load("digits").sha256} or len(made["data"]) == 1
+    for name in ("package", "package_hash", "code_hash", "commit", "torch", "device", "dtype",
+                 "cores", "threads", "seconds", "peak_memory"):  # fmt: skip
+        assert name in made, name
+    assert made["peak_memory"] > 1e6
+
+
+# --- killed, raced and distributed ------------------------------------------------------------
+
+
+def small_training(seed: int) -> dict:
+    data = lc.load("digits", subset=(200, 50))
+    model = lc.MLP(data.input_shape, data.classes, width=8, seed=seed)
+    config = lc.TrainConfig(epochs=6, seed=seed, batch_size=16)
+    history = lc.train(model, data, config, [slow], progress=False)
+    objective = lc.Objective(model, F.cross_entropy, data.train)
+    return {"loss": float(objective.loss()), "theta": objective.theta, "history": history}
+
+
+def slow(state: lc.TrainingState) -> None:
+    time.sleep(0.01)
+
+
+def work(store: str, seeds: int) -> None:
+    torch.set_num_threads(1)
+    lc.Study("killed", small_training, store).run(lc.grid(seed=range(seeds)), progress=False)
+
+
+def test_a_process_killed_at_random_moments_leaves_the_same_table(tmp_path):
+    seeds = 12
+    torch.set_num_threads(1)
+    undisturbed = lc.Study("killed", small_training, tmp_path / "calm")
+    expected = undisturbed.run(lc.grid(seed=range(seeds)), progress=False)
+    fork = multiprocessing.get_context("fork")  # no import of torch for each of fifty processes
+    rng, kills, resumed = random.Random(0), 0, 0
+    study = lc.Study("killed", small_training, tmp_path / "rough")
+    while kills < 50:
+        process = fork.Process(target=work, args=(str(tmp_path / "rough"), seeds))
+        process.start()
+        time.sleep(rng.uniform(0.01, 0.25))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        resumed += len(list(study.folder.glob("checkpoints/*/*.pt")))
+        if process.exitcode == 0:  # all done: take one away and go on killing
+            next(iter(study.folder.glob("*.npz"))).unlink()
+    assert resumed > 0  # some were caught in the middle of a training
+    table = study.run(lc.grid(seed=range(seeds)), progress=False)
+    pd.testing.assert_frame_equal(results(table), results(expected))
+    for seed in range(seeds):
+        mine, calm = study.record(seed=seed), undisturbed.record(seed=seed)
+        np.testing.assert_array_equal(mine.arrays["theta"], calm.arrays["theta"])
+        pd.testing.assert_frame_equal(
+            mine.tables["history"].drop(columns="seconds"),
+            calm.tables["history"].drop(columns="seconds"),
+        )
+    assert not list(study.folder.glob("checkpoints/*/*.pt"))
+    assert not list(study.folder.glob(".*partial"))
+
+
+def noted(x: int, log: str) -> dict:
+    with open(log, "a") as file:
+        file.write(f"{x}\n")
+    time.sleep(0.03)
+    return {"y": x}
+
+
+def race(store: str, log: str) -> None:
+    lc.Study("race", noted, store).run(lc.grid(x=range(20), log=log), progress=False)
+
+
+def test_two_processes_on_one_store_share_the_runs(tmp_path):
+    fork, log = multiprocessing.get_context("fork"), tmp_path / "log"
+    processes = [fork.Process(target=race, args=(str(tmp_path), str(log))) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(map(int, log.read_text().split())) == list(range(20))
+    assert lc.Study("race", noted, tmp_path).table()["y"].sort_values().tolist() == [*range(20)]
+
+
+def dies_once(x: int, marker: str) -> dict:
+    if x == 2 and not os.path.exists(marker):
+        open(marker, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"y": x * x}
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_worker_that_dies_loses_only_its_run_and_results_are_those_of_one_process(tmp_path):
+    runs = lc.grid(x=range(6), marker=str(tmp_path / "marker"))
+    table = lc.Study("dies", dies_once, tmp_path / "a").run(runs, workers=2, progress=False)
+    assert os.path.exists(tmp_path / "marker")
+    serial = lc.Study("dies", dies_once, tmp_path / "b").run(runs, progress=False)
+    pd.testing.assert_frame_equal(results(table), results(serial))
