@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def check_derivatives(model: nn.Module | None = None) -> None:
@@ -52,3 +53,23 @@ def twice_differentiable(model: nn.Module, device: torch.device) -> Iterator[Non
             flags = cudnn.flags(False, cudnn.benchmark, deterministic=cudnn.deterministic)
             stack.enter_context(flags)
         yield
+
+
+@contextmanager
+def modes(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
+    """Put every layer into eval mode, or BatchNorm alone into training mode, and back.
+
+    Attention's inference path computes another function of padded inputs than the path that
+    can be differentiated: it is switched off.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module, _ in before:
+            module.training = batch_statistics and isinstance(module, _BatchNorm)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+        for module, training in before:
+            module.training = training

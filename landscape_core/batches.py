@@ -102,6 +102,8 @@ def move(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 def gather(batches: Iterable[Batch], indices: Tensor) -> Batch:
     """Pick examples, numbered through all batches, into one batch, in the order asked for."""
     batches, indices = list(batches), indices.cpu()
+    if len(batches) == 1:
+        return take(batches[0], indices)
     starts = torch.tensor([0] + [len(targets) for _, targets in batches]).cumsum(0)
     owner = torch.searchsorted(starts, indices, right=True) - 1
     picked = [
@@ -126,6 +128,20 @@ def _concatenate(values: list[Any]) -> Any:
     if is_tuple(first):
         return tuple(_concatenate(list(items)) for items in zip(*values, strict=True))
     return first
+
+
+def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a model for the inputs of a batch."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if is_tuple(inputs) else (inputs,)), {}
+
+
+def logits_of(outputs: Any) -> Any:
+    """The logits of a model that returns a mapping with them; other outputs as they are."""
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    return outputs
 
 
 def hits(outputs: Any, targets: Tensor) -> Tensor | None:

@@ -8,24 +8,25 @@ buffers, gradients or mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from landscape_core.backends import check_derivatives, twice_differentiable
+from landscape_core.backends import check_derivatives, modes, twice_differentiable
 from landscape_core.batches import (
     Batch,
     as_batches,
+    as_call,
     as_pair,
     gather,
     hits,
-    is_tuple,
+    logits_of,
     map_tensors,
     move,
     take,
@@ -116,9 +117,8 @@ class Objective:
         chosen = set(self.space.names)
         others = {k: p.detach().clone() for k, p in parameters_now.items() if k not in chosen}
         self._constants: dict[str, Tensor] = self._place(others)
-        self._buffers: dict[str, Tensor] = self._place(
-            {name: buffer.clone() for name, buffer in model.named_buffers()}
-        )
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self._buffers: dict[str, Tensor] = self._place(buffers)
         self._data = as_batches(batches, self._place)
         check_policy(model, batchnorm, self._data)
         self._check_criterion()
@@ -131,6 +131,11 @@ class Objective:
     def n(self) -> int:
         """Number of parameters in theta."""
         return self.space.n
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """What the model has besides theta, by name: other parameters, and buffers."""
+        return {**self._constants, **self._buffers}
 
     @property
     def examples(self) -> int:
@@ -174,9 +179,15 @@ class Objective:
             raise ValueError("accuracy needs class labels: integer targets and (N, C) outputs")
         return correct
 
-    def loss_and_accuracy(self, theta: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Mean loss and accuracy from one pass; accuracy is None without class labels."""
-        return self._totals(self._at(theta), accuracy=True)
+    def loss_and_accuracy(
+        self, theta: Tensor | None = None, forward: Callable[[Any], Any] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mean loss and accuracy from one pass; accuracy is None without class labels.
+
+        `forward` gives the outputs of a batch's inputs at theta, where they are to be had for
+        less than by the model itself.
+        """
+        return self._totals(self._at(theta), accuracy=True, forward=forward)
 
     def gradient(
         self, theta: Tensor | None = None, statistics: dict[str, Tensor] | None = None
@@ -332,43 +343,26 @@ class Objective:
         # Copies again: BatchNorm and others write into theirs.
         buffers = statistics or {k: buffer.clone() for k, buffer in self._buffers.items()}
         state = {**self._constants, **parameters, **buffers}
-        if isinstance(inputs, Mapping):
-            outputs = functional_call(self.model, state, (), dict(inputs))
-        else:
-            arguments = inputs if is_tuple(inputs) else (inputs,)
-            outputs = functional_call(self.model, state, arguments)
-        if isinstance(outputs, Mapping) and "logits" in outputs:
-            return outputs["logits"]
-        return outputs
+        return logits_of(functional_call(self.model, state, *as_call(inputs)))
 
-    @contextmanager
-    def _modes(self, batch_statistics: bool | None = None) -> Iterator[None]:
+    def _modes(self, batch_statistics: bool | None = None) -> AbstractContextManager[None]:
         """Put the layers in the mode of the policy, and back."""
         if batch_statistics is None:
             batch_statistics = self.batchnorm == "batch"
-        modes = [(module, module.training) for module in self.model.modules()]
-        # Attention's inference path computes another function of padded inputs than the path
-        # that can be differentiated.
-        fast_attention = torch.backends.mha.get_fastpath_enabled()
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            for module, _ in modes:
-                module.training = batch_statistics and isinstance(module, _BatchNorm)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_attention)
-            for module, training in modes:
-                module.training = training
+        return modes(self.model, batch_statistics)
 
     @torch.no_grad()
-    def _totals(self, theta: Tensor, accuracy: bool) -> tuple[Tensor, Tensor | None]:
-        statistics = self.statistics(theta)
+    def _totals(
+        self, theta: Tensor, accuracy: bool, forward: Callable[[Any], Any] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        if forward is None:
+            pieces = self.space.unflatten(theta)
+            forward = partial(self._outputs, pieces, statistics=self.statistics(theta))
         loss = correct = torch.zeros((), dtype=torch.float64, device=theta.device)
         count = labelled = 0
-        parameters = self.space.unflatten(theta)
         for inputs, targets in self.batches():
             with self._modes():
-                outputs = self._outputs(parameters, inputs, statistics)
+                outputs = forward(inputs)
             of_batch = self.criterion(outputs, targets)
             if not self._checked:
                 check_mean(self.criterion, outputs, targets, of_batch)

@@ -85,19 +85,20 @@ class FlatnessPenalty(Regularizer):
         Lambda.
     probes : int
         K.
-    distribution : {"gaussian", "rademacher"}
+    distribution : {"rademacher", "gaussian"}
+        The first has the smaller variance, and is drawn faster.
     two_batches : bool
         Whether to use the second form.
 
     Examples
     --------
     >>> FlatnessPenalty(0.1)
-    FlatnessPenalty(weight=0.1, probes=3, distribution='gaussian', two_batches=False)
+    FlatnessPenalty(weight=0.1, probes=3, distribution='rademacher', two_batches=False)
     """
 
     weight: float
     probes: int = 3
-    distribution: Distribution = "gaussian"
+    distribution: Distribution = "rademacher"
     two_batches: bool = False
 
     def __post_init__(self) -> None:
@@ -121,19 +122,26 @@ class FlatnessPenalty(Regularizer):
         parts = _parts(batch, 2 if self.two_batches else 1)
         losses = [loss(*part) for part in parts]
         slopes = [_grad(value, parameters, keep=True) for value in losses]
-        total = torch.zeros((), dtype=losses[0].dtype, device=losses[0].device)
+        scale = self.weight / (count * self.probes)
         sizes = [p.numel() for p in parameters]
-        for _ in range(self.probes):
+        task, squares = _mean(losses, parts), torch.zeros((), device=losses[0].device)
+        # The derivative of a'b is that of a weighted by b, and of b weighted by a: the products
+        # need no graph of their own. The scale is multiplied in at the end, once.
+        unit = scale if self.two_batches else 2 * scale
+        roots, weights = [task], [torch.full_like(task, 1 / unit if unit else 1.0)]
+        for _ in range(self.probes if unit else 0):
             flat = probe(sum(sizes), parameters[0].dtype, rng, self.distribution)
             v = [d.view_as(p) for d, p in zip(flat.split(sizes), parameters, strict=True)]
             products = [_grad(slope, parameters, v, keep=True) for slope in slopes]
             for first, second in zip(products[0], products[-1], strict=True):
-                total = total + torch.sum(first * second)
-        penalty = self.weight / (count * self.probes) * total
-        task = _mean(losses, parts)
-        return RegularizedStep(
-            task.detach(), penalty.detach(), _grad(task + penalty, parameters)
-        )
+                squares = squares + torch.dot(first.detach().view(-1), second.detach().view(-1))
+                both = [(first, second), (second, first)][: len(products)]
+                roots += [root for root, _ in both if root.requires_grad]
+                weights += [weight.detach() for root, weight in both if root.requires_grad]
+        gradients = _grad(roots, parameters, weights)
+        if unit:
+            torch._foreach_mul_(list(gradients), unit)
+        return RegularizedStep(task.detach(), scale * squares, gradients)
 
 
 @dataclass(frozen=True)

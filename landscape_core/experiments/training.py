@@ -57,8 +57,8 @@ def train(
         configuration's seed. Running statistics follow the first pass of each step only.
     checkpoint : path or None
         A file that is written after every epoch. Where it is there already, training goes on
-        from it, and ends with the same weights, bit for bit on a CPU, as if it had never been
-        interrupted. A callback that remembers something needs ``state_dict`` and
+        where it left off, and ends with the same weights, bit for bit on a CPU, as if it had
+        never been interrupted. A callback that remembers something needs ``state_dict`` and
         ``load_state_dict`` for that. Inside a run of a :class:`Study` the file is chosen, and
         removed when the run is finished.
     progress : bool

@@ -11,9 +11,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from landscape_core.batches import is_tuple
+from landscape_core.batches import as_call, logits_of
 from landscape_core.curvature.probes import Seed, generator
-from landscape_core.geometry.permutations import PermutationSpec, by_unit
+from landscape_core.geometry.permutations import Axis, PermutationSpec, by_unit
 from landscape_core.geometry.tracing import trace_permutations, unit_activations
 from landscape_core.objective import Objective
 
@@ -150,39 +150,67 @@ def match_weights(
             if state_b[name].is_floating_point() and "running_" not in name:
                 users[group].append(name)
     groups = [group for group in spec.sizes if group not in known]
-    sweeps, moved = 0, True
-    while moved and sweeps < most:
-        sweeps, moved = sweeps + 1, False
+    gains = {
+        group: _Similarity(spec, state_a, state_b, group, users[group]) for group in groups
+    }
+    # A group is due until it was solved after the last move of any that it shares weights with.
+    due, sweeps = set(groups), 0
+    while due and sweeps < most:
+        sweeps += 1
         for index in torch.randperm(len(groups), generator=rng).tolist():
             group = groups[index]
-            gain = _similarity(spec, state_a, state_b, permutations, group, users[group])
+            if group not in due:
+                continue
+            due.discard(group)
+            gain = gains[group].at(permutations)
             found = _assign(gain)
             rows = torch.arange(len(found))
             new, old = gain[rows, found].sum(), gain[rows, permutations[group]].sum()
             if new > old + 1e-6 * old.abs():
-                permutations[group], moved = found, True
+                permutations[group] = found
+                due |= {g for g in groups if g != group and set(users[g]) & set(users[group])}
     return permutations, sweeps
 
 
-def _similarity(
-    spec: PermutationSpec,
-    state_a: dict[str, Tensor],
-    state_b: dict[str, Tensor],
-    permutations: dict[int, Tensor],
-    group: int,
-    names: list[str],
-) -> Tensor:
-    """Inner products of the weights of every unit of a with every unit of b, on the CPU."""
-    size = spec.sizes[group]
-    total = torch.zeros(size, size, dtype=torch.float64)
-    for name in names:
-        other = spec.permute(permutations, name, state_b[name], but=group)
-        for dim, axis in spec.axes[name].items():
-            if axis.group == group:
-                of_a = by_unit(state_a[name], dim, axis, size)
-                of_b = by_unit(other, dim, axis, size)
-                total += (of_a @ of_b.T).double().cpu()
-    return total
+class _Similarity:
+    """Inner products of the weights of every unit of a with every unit of b, on the CPU.
+
+    They change only where the other groups have moved: what did not move is not multiplied
+    again.
+    """
+
+    def __init__(
+        self,
+        spec: PermutationSpec,
+        state_a: dict[str, Tensor],
+        state_b: dict[str, Tensor],
+        group: int,
+        names: list[str],
+    ) -> None:
+        self.spec, self.state_b, self.group = spec, state_b, group
+        self.size = spec.sizes[group]
+        self.total = torch.zeros(self.size, self.size, dtype=torch.float64)
+        self.parts: list[tuple[str, int, Axis, Tensor]] = [
+            (name, dim, axis, by_unit(state_a[name], dim, axis, self.size))
+            for name in names
+            for dim, axis in spec.axes[name].items()
+            if axis.group == group
+        ]
+        self.seen: list[Tensor | None] = [None] * len(self.parts)
+
+    def at(self, permutations: dict[int, Tensor]) -> Tensor:
+        """The inner products with the other groups of b permuted, shape (size, size)."""
+        for i, (name, dim, axis, of_a) in enumerate(self.parts):
+            other = self.spec.permute(permutations, name, self.state_b[name], but=self.group)
+            of_b, before = by_unit(other, dim, axis, self.size), self.seen[i]
+            if before is None:
+                self.total += (of_a @ of_b.T).double().cpu()
+            else:
+                moved = (of_b != before).any(0)
+                change = (of_b[:, moved] - before[:, moved]).T
+                self.total += (of_a[:, moved] @ change).double().cpu()
+            self.seen[i] = of_b
+        return self.total
 
 
 def _match_activations(
@@ -194,7 +222,7 @@ def _match_activations(
     """
     sums: dict[int, list[Tensor]] = {}
     for inputs, _ in objective.batches():
-        arguments, keywords = _as_call(inputs)
+        arguments, keywords = as_call(inputs)
         of_a, of_b = (unit_activations(model, spec, *arguments, **keywords) for model in models)
         for group, rows_a in of_a.items():
             rows_b = of_b[group]
@@ -237,20 +265,12 @@ def _at_theta(objective: Objective) -> nn.Module:
 
 def _first_inputs(objective: Objective) -> tuple[tuple[Any, ...], dict[str, Any]]:
     inputs, _ = next(iter(objective.batches()))
-    return _as_call(inputs)
-
-
-def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (tuple(inputs), {}) if is_tuple(inputs) else ((inputs,), {})
+    return as_call(inputs)
 
 
 @torch.no_grad()
 def _output_change(
     a: nn.Module, b: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> float:
-    first, second = a(*arguments, **keywords), b(*arguments, **keywords)
-    if not isinstance(first, Tensor):
-        first, second = first["logits"], second["logits"]
+    first, second = (logits_of(model(*arguments, **keywords)) for model in (a, b))
     return float((first - second).abs().max() / first.abs().max())

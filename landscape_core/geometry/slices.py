@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from landscape_core.curvature.hessian import Hessian
+from landscape_core.evaluator import Evaluator, Move
 from landscape_core.objective import Objective
 
 Span = float | tuple[float, float]
@@ -110,10 +112,10 @@ def line(
     theta = objective.theta if theta is None else objective.space.check(theta)
     direction = _check_direction(objective, direction, "direction")
     x = _steps(span, points)
-    thetas = (theta + a * direction for a in x.tolist())
+    moves = [partial(_move, theta, direction, a) for a in x.tolist()]
     bent = _curvature(objective, theta, direction[None]) if curvature else None
     with tqdm(total=points, desc="slice", unit="point", disable=not progress) as bar:
-        found = _scan(objective, thetas, bar, precision)
+        found = _scan(Evaluator(objective), moves, bar, precision)
     return Line(x, *found, None if bent is None else float(bent[0, 0]))
 
 
@@ -184,12 +186,14 @@ def plane(
     bent = _curvature(objective, theta, torch.stack([d1, d2])) if curvature else None
     rows = _Rows(store, _fingerprint(theta, d1, d2, x, y) + precision)
     total, finished = len(x) * len(y), len(rows.done) * len(x)
+    evaluator = Evaluator(objective)
     with tqdm(
         total=total, initial=finished, desc="slice", unit="point", disable=not progress
     ) as bar:
         for b in y[len(rows.done) :].tolist():
-            thetas = ((theta + b * d2) + a * d1 for a in x.tolist())
-            rows.add(_scan(objective, thetas, bar, precision))
+            row = theta + b * d2
+            moves = [partial(_move, row, d1, a) for a in x.tolist()]
+            rows.add(_scan(evaluator, moves, bar, precision))
     loss, accuracy = rows.arrays()
     return Plane(x, y, loss, accuracy, bent)
 
@@ -226,10 +230,14 @@ def _curvature(objective: Objective, theta: Tensor, directions: Tensor) -> np.nd
     return np.asarray(((found + found.T) / 2).cpu().numpy())
 
 
-def _scan(
-    objective: Objective, thetas: Iterable[Tensor], bar: tqdm, precision: Precision
-) -> Row:
+def _move(start: Tensor, direction: Tensor, step: float, theta: Tensor) -> None:
+    """Write ``start + step * direction`` into theta; no memory is asked for."""
+    torch.add(start, direction, alpha=step, out=theta)
+
+
+def _scan(at: Evaluator, moves: Iterable[Move], bar: tqdm, precision: Precision) -> Row:
     """Loss and accuracy at each point, arrays of shape (count,)."""
+    objective = at.objective
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be 'model' or 'bf16', got {precision!r}")
     if precision == "bf16" and objective.space.dtype != torch.float32:
@@ -237,9 +245,9 @@ def _scan(
     losses: list[Tensor] = []
     accuracies: list[Tensor] = []
     kind, half = objective.space.device.type, precision == "bf16"
-    for theta in thetas:
+    for move in moves:
         with torch.autocast(kind, torch.bfloat16, enabled=half):
-            loss, accuracy = objective.loss_and_accuracy(theta)
+            loss, accuracy = at(move)
         losses.append(loss)
         if accuracy is not None:
             accuracies.append(accuracy)

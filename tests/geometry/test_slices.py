@@ -157,11 +157,11 @@ def test_a_stopped_plane_goes_on_where_it_was(objective, tmp_path, monkeypatch):
     store, calls = tmp_path / "plane.npz", []
     honest = lc.Objective.loss_and_accuracy
 
-    def stopping(self, theta):
+    def stopping(self, theta, forward):
         calls.append(theta)
         if len(calls) == 13:  # in the third row
             raise KeyboardInterrupt
-        return honest(self, theta)
+        return honest(self, theta, forward)
 
     monkeypatch.setattr(lc.Objective, "loss_and_accuracy", stopping)
     with pytest.raises(KeyboardInterrupt):
