@@ -10,6 +10,7 @@ import pandas as pd
 
 RIVALS = ["curvlinops", "hessian-eigenthings", "PyHessian"]
 CPU = Path(__file__).parent / "results" / "curvature_cpu.json"
+GEOMETRY = CPU.with_name("geometry_cpu.json")
 
 
 def read(path: Path = CPU) -> dict[str, Any]:
@@ -122,6 +123,31 @@ def growth(results: dict[str, Any]) -> pd.DataFrame:
         for count, spent in series
     ]
     return pd.DataFrame(rows).set_index(["varied", "count"])
+
+
+def geometry(path: Path = GEOMETRY) -> pd.DataFrame:
+    """Slices, fitted curves, alignment and penalties: each measured ratio, and its goal."""
+    found = json.loads(path.read_text())
+    plane, curve, penalties = found["plane"], found["curve"], found["penalties"]
+    rows = [
+        ("plane of 51 x 51, over 2601 bare forward passes", plane["over forward passes"],
+         "<= 1.1"),
+        ("plane, loss-landscapes over ours", plane["loss-landscapes over ours"], ">= 2"),
+        ("Bezier curve of 30 epochs, over as many training steps",
+         curve["over training steps"], "<= 1.3"),
+        ("weight matching, two layers of 4096 units, seconds", found["alignment"]["seconds"],
+         ""),
+    ]  # fmt: skip
+    for name, value in penalties.items():
+        kind, _, unit = name.rpartition(", ")
+        if unit == "gradients" and kind != "plain gradient":
+            goal = "<= 8" if kind == "flatness penalty, 3 probes" else ""
+            memory = penalties[f"{kind}, MB"] / penalties["plain gradient, MB"]
+            rows.append((f"step with {kind}, in plain gradients", value, goal))
+            rows.append((f"its memory, over that of a gradient, {kind}", memory, ""))
+    table = pd.DataFrame(rows, columns=["", "measured", "goal"])
+    table["measured"] = table["measured"].map(_short)
+    return table.set_index("")
 
 
 def text(results: dict[str, Any]) -> str:
