@@ -40,6 +40,15 @@ from landscape_core.experiments.regularizers import (
     RegularizedStep,
     Regularizer,
 )
+from landscape_core.experiments.statistics import (
+    Interval,
+    correlation,
+    correlations,
+    holm,
+    mean_interval,
+    paired_difference,
+    summarize,
+)
 from landscape_core.experiments.study import StoreError, Study, grid
 from landscape_core.experiments.tracking import CurvatureTracker
 from landscape_core.experiments.training import train
@@ -124,6 +133,7 @@ __all__ = [
     "Hessian",
     "History",
     "Images",
+    "Interval",
     "LabelNoise",
     "LayerCurvature",
     "LayerTable",
@@ -164,6 +174,8 @@ __all__ = [
     "batch_sharpness",
     "box_sharpness",
     "check_parameters",
+    "correlation",
+    "correlations",
     "curvature_summary",
     "diagonal",
     "effective_rank",
@@ -174,13 +186,16 @@ __all__ = [
     "frame_through",
     "gradient_noise_scale",
     "grid",
+    "holm",
     "images",
     "layer_curvature",
     "line",
     "load",
     "m_sharpness",
+    "mean_interval",
     "noise_alignment",
     "noise_robustness",
+    "paired_difference",
     "path_length",
     "path_profile",
     "plane",
@@ -203,6 +218,7 @@ __all__ = [
     "relative_curvature",
     "report",
     "spectral_density",
+    "summarize",
     "summary_table",
     "top_eigenpairs",
     "trace",

@@ -1,0 +1,231 @@
+"""Statistics for tables of runs: intervals over seeds, paired differences, correlations.
+
+Each says how many samples it stands on, and what so few of them cannot show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+Method = Literal["pearson", "spearman", "kendall"]
+Values = Sequence[float] | np.ndarray | pd.Series
+FEW = 5  # fewer samples than this are said out loud
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with an interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+        The ends are nan where there are too few samples for an interval.
+    n : int
+        Samples.
+    level : float
+        Of confidence.
+    note : str
+        What so few samples cannot show; empty where there are enough.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    level: float = 0.95
+    note: str = ""
+
+    def __str__(self) -> str:
+        ends = "no interval" if math.isnan(self.low) else f"{self.low:.3g} to {self.high:.3g}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.value:.3g} ({ends}, n = {self.n}{note})"
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside of the interval."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_interval(values: Values, level: float = 0.95) -> Interval:
+    r"""The mean of independent samples, such as seeds, with Student's interval.
+
+    .. math:: \bar x \pm t_{n-1}\, s / \sqrt n
+
+    Examples
+    --------
+    >>> print(mean_interval([1.0, 2.0, 3.0]))
+    2 (-0.484 to 4.48, n = 3; an interval from 3 samples is itself very uncertain)
+    """
+    x = _finite(values, "values")
+    n, mean = len(x), float(x.mean())
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n, level, _note(n))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n, level, _note(n))
+
+
+def paired_difference(
+    a: Values, b: Values, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """The mean of ``a - b`` over pairs, such as two treatments of the same seeds.
+
+    The interval is a bootstrap over pairs (bias-corrected and accelerated; Efron 1987,
+    doi:10.1080/01621459.1987.10478410); from fewer than five pairs it is Student's, because
+    so few can be drawn again in too few ways.
+
+    Examples
+    --------
+    >>> round(paired_difference([2.0, 3.0, 4.1, 5.2, 6.0], [1.0, 2.0, 3.0, 4.0, 5.0]).value, 3)
+    1.06
+    """
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if x.shape != y.shape:
+        raise ValueError(f"pairs need as many of one as of the other, got {len(x)}, {len(y)}")
+    difference = _finite(x - y, "differences")
+    if len(difference) < FEW or np.ptp(difference) == 0:
+        return mean_interval(difference, level)
+    found = stats.bootstrap(
+        (difference,), np.mean, confidence_level=level, n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    mean = float(difference.mean())
+    return Interval(mean, float(found.low), float(found.high), len(difference), level)
+
+
+def correlation(
+    x: Values, y: Values, method: Method = "spearman", level: float = 0.95
+) -> Interval:
+    r"""A correlation with its interval, by Fisher's transformation.
+
+    .. math:: \tanh\left( \operatorname{artanh} r \pm z\, c / \sqrt{n - d} \right)
+
+    with c = 1, d = 3 for Pearson, :math:`c^2 = 1 + r^2 / 2`, d = 3 for Spearman, and
+    :math:`c^2 = 0.437`, d = 4 for Kendall (Bonett and Wright 2000,
+    doi:10.1007/BF02294183). Two points always correlate perfectly: from fewer than five there
+    is no interval.
+
+    Examples
+    --------
+    >>> print(correlation([1, 2], [5, 3]))
+    -1 (no interval, n = 2; two points always give 1 or -1)
+    """
+    if method not in get_args(Method):
+        options = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"method must be one of {options}, got {method!r}")
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if a.shape != b.shape:
+        raise ValueError(f"pairs need as many of one as of the other, got {len(a)}, {len(b)}")
+    _finite(np.concatenate([a, b]), "values")
+    n = len(a)
+    if n < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        constant = "a quantity that does not vary correlates with nothing"
+        return Interval(math.nan, math.nan, math.nan, n, level, constant)
+    call: dict[str, Any] = {
+        "pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau,
+    }  # fmt: skip
+    r = float(call[method](a, b).statistic)
+    if n < FEW:
+        return Interval(r, math.nan, math.nan, n, level, _note(n, pairs=True))
+    spread = {"pearson": 1.0, "spearman": 1 + r**2 / 2, "kendall": 0.437}[method]
+    error = math.sqrt(spread / (n - (4 if method == "kendall" else 3)))
+    if abs(r) >= 1:
+        return Interval(r, r, r, n, level, "a perfect correlation has no interval of this kind")
+    half = float(stats.norm.ppf((1 + level) / 2)) * error
+    centre = math.atanh(r)
+    low, high = math.tanh(centre - half), math.tanh(centre + half)
+    return Interval(r, low, high, n, level, "")
+
+
+def correlations(
+    table: pd.DataFrame, xs: Sequence[str], ys: Sequence[str], method: Method = "spearman"
+) -> pd.DataFrame:
+    """Correlations of several columns with several others, corrected for their number.
+
+    Rows in which a value is missing are left out of the pair concerned.
+
+    Returns
+    -------
+    DataFrame
+        One row to a pair: x, y, r, low, high, n, p, and `p_holm`, which is to be compared with
+        0.05 when all pairs are looked at (Holm 1979, jstor.org/stable/4615733).
+    """
+    rows = []
+    for x in xs:
+        for y in ys:
+            pair = table[[x, y]].dropna().astype(float)
+            found = correlation(pair[x], pair[y], method)
+            rows.append({
+                "x": x, "y": y, "r": found.value, "low": found.low, "high": found.high,
+                "n": found.n, "p": _p_value(pair[x], pair[y], method), "note": found.note,
+            })  # fmt: skip
+    result = pd.DataFrame(rows)
+    result.insert(7, "p_holm", holm(result["p"]))
+    return result
+
+
+def holm(p: Values) -> np.ndarray:
+    """P-values corrected for their number, by Holm's method; nan stays and is not counted.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p, dtype=float)
+    corrected = np.full(values.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
+    return corrected
+
+
+def summarize(
+    table: pd.DataFrame, by: str | Sequence[str], columns: Sequence[str], level: float = 0.95
+) -> pd.DataFrame:
+    """Means over the rows of each group, such as seeds, with Student's intervals.
+
+    Returns
+    -------
+    DataFrame
+        One row to a group, one column of :class:`Interval` to each of `columns`, and `n`.
+    """
+    keys = [by] if isinstance(by, str) else list(by)
+    rows = {}
+    for key, group in table.groupby(keys):
+        found: dict[str, Any] = {"n": len(group)}
+        found |= {name: mean_interval(group[name].dropna(), level) for name in columns}
+        rows[key if len(keys) > 1 else key[0]] = found
+    result = pd.DataFrame.from_dict(rows, orient="index")
+    result.index.names = keys if len(keys) > 1 else [keys[0]]
+    return result
+
+
+def _p_value(x: pd.Series, y: pd.Series, method: Method) -> float:
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    if method == "pearson":
+        return float(stats.pearsonr(x, y).pvalue)
+    return float((stats.spearmanr if method == "spearman" else stats.kendalltau)(x, y).pvalue)
+
+
+def _finite(values: Values | np.ndarray, name: str) -> np.ndarray:
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"{name} must be a list of at least one number, got shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got {x[~np.isfinite(x)][0]}")
+    return x
+
+
+def _note(n: int, pairs: bool = False) -> str:
+    if pairs and n == 2:
+        return "two points always give 1 or -1"
+    if n == 1:
+        return "one sample has no spread"
+    return f"an interval from {n} samples is itself very uncertain" if n < FEW else ""

@@ -1,0 +1,100 @@
+"""Statistics of tables: against simulation, and honest where there is too little."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import landscape_core as lc
+
+REPEATS = 1000
+
+
+def test_intervals_of_a_mean_cover_it():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(3.0, 2.0, (REPEATS, 5))
+    found = [lc.mean_interval(row) for row in samples]
+    assert 0.93 <= np.mean([i.low <= 3 <= i.high for i in found]) <= 0.97
+    assert found[0].value == pytest.approx(samples[0].mean())
+
+
+def test_intervals_of_paired_differences_cover_and_are_narrower_than_unpaired():
+    rng, covered = np.random.default_rng(1), []
+    for _ in range(300):
+        seeds = rng.normal(0, 5, 20)
+        a, b = seeds + rng.normal(1, 1, 20), seeds
+        found = lc.paired_difference(a, b, resamples=500)
+        covered.append(found.low <= 1 <= found.high)
+        assert found.high - found.low < 2
+    assert 0.88 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize("method", ["pearson", "spearman", "kendall"])
+def test_intervals_of_correlations_cover(method):
+    rng, rho, covered = np.random.default_rng(2), 0.6, []
+    truth = {
+        "pearson": rho,
+        "spearman": 6 / math.pi * math.asin(rho / 2),
+        "kendall": 2 / math.pi * math.asin(rho),
+    }[method]
+    for _ in range(REPEATS):
+        x = rng.normal(size=30)
+        y = rho * x + math.sqrt(1 - rho**2) * rng.normal(size=30)
+        found = lc.correlation(x, y, method)
+        covered.append(found.low <= truth <= found.high)
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+def test_small_samples_are_said_out_loud():
+    assert "no interval" in str(lc.correlation([1, 2], [2, 1]))
+    assert "two points always give 1 or -1" in str(lc.correlation([1, 2], [2, 1]))
+    assert lc.correlation([1, 2, 3], [1, 2, 4]).note == (
+        "an interval from 3 samples is itself very uncertain"
+    )
+    assert lc.mean_interval([1.0]).note == "one sample has no spread"
+    assert math.isnan(lc.mean_interval([1.0]).low)
+    assert "does not vary" in lc.correlation([1, 1, 1], [1, 2, 3]).note
+    assert lc.mean_interval([1.0, 1.1, 0.9, 1.0, 1.2]).note == ""
+
+
+def test_zero_is_excluded_where_it_is():
+    assert lc.mean_interval([1.0, 1.1, 0.9]).excludes_zero
+    assert not lc.mean_interval([1.0, -1.1, 0.9]).excludes_zero
+    assert not lc.mean_interval([1.0]).excludes_zero
+
+
+def test_many_comparisons_are_corrected():
+    rng = np.random.default_rng(3)
+    table = pd.DataFrame(rng.normal(size=(25, 12)), columns=list("abcdefghijkl"))
+    table["good"] = table["a"] + 0.1 * rng.normal(size=25)
+    table.loc[0, "b"] = np.nan
+    found = lc.correlations(table, list("abcdefghijkl"), ["good"]).set_index("x")
+    assert found["p_holm"].min() == found.loc["a", "p_holm"] < 1e-6
+    assert (found["p_holm"] >= found["p"]).all()
+    assert found.loc["b", "n"] == 24
+    assert (found.drop("a")["p_holm"] > 0.05).all()
+
+
+def test_groups_are_summarized():
+    table = pd.DataFrame({"width": [8, 8, 16, 16], "seed": [0, 1, 0, 1], "loss": [1, 3, 5, 5]})
+    found = lc.summarize(table, "width", ["loss"])
+    assert found.loc[8, "loss"].value == 2
+    assert found.loc[16, "n"] == 2
+    both = lc.summarize(table, ["width", "seed"], ["loss"])
+    assert both.loc[(8, 1), "loss"].value == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: lc.mean_interval([]), "values must be a list of at least one number"),
+        (lambda: lc.mean_interval([1.0, math.nan]), "values must be finite, got nan"),
+        (lambda: lc.paired_difference([1, 2], [1]), "as many of one as of the other, got 2, 1"),
+        (lambda: lc.correlation([1, 2], [1]), "as many of one as of the other, got 2, 1"),
+        (lambda: lc.correlation([1, 2], [1, 2], "rank"), "method must be one of 'pearson'"),
+    ],
+)
+def test_bad_samples_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
