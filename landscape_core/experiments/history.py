@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 from torch import nn
@@ -14,7 +14,7 @@ from landscape_core.experiments.data import Images
 
 Optimizer = Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
 Schedule = Literal["none", "cosine", "step"]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "bf16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class TrainConfig:
         Order of the data, and any randomness inside the model (dropout).
     label_smoothing : float
         From 0 (none) to below 1.
-    precision : {"float32", "bf16"}
-        ``"bf16"``: forward passes under bfloat16 autocast; weights stay float32.
+    precision : {"float32", "bf16", "auto"}
+        ``"bf16"``: forward passes under bfloat16 autocast; weights stay float32. ``"auto"``:
+        what is fast for this model on this device; see :func:`picked_precision`. The history
+        says what was picked.
 
     Examples
     --------
@@ -140,12 +142,15 @@ class History:
     status : {"done", "diverged"}
     message : str
         Empty when done; else what happened, when, and what to try.
+    picked : dict
+        ``precision`` and ``channels_last`` of the training.
     """
 
     config: TrainConfig
     epochs: list[EpochRecord] = field(default_factory=list)
     status: Literal["done", "diverged"] = "done"
     message: str = ""
+    picked: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
         """One row per epoch; what callbacks measured stands in columns of its own."""

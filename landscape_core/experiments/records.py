@@ -123,6 +123,8 @@ def collect(returned: Any) -> dict[str, Any]:
             raise TypeError(f"results must have strings as names, got {name!r}")
         if isinstance(value, History):
             tables[name] = value.table()
+            if value.config.precision == "auto":
+                scalars |= {f"{name}_{what}": each for what, each in value.picked.items()}
             if value.status == "diverged":
                 status, message = "diverged", value.message
         elif isinstance(value, Estimate):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape_core.experiments.data import Images, Split
-from landscape_core.experiments.history import TrainConfig
+from landscape_core.experiments.history import Precision, TrainConfig
 from landscape_core.experiments.regularizers import Regularizer
 
 
@@ -36,12 +36,21 @@ class Trainer:
     ) -> None:
         self.model, self.config, self.regularizer = model, config, regularizer
         self.device = next(model.parameters()).device
-        self.data = Split(*(x.to(self.device) for x in data.train))
-        self.test = Split(*(x.to(self.device) for x in data.test))
+        self.picked = picked_precision(model, config.precision)
+        if self.picked["channels_last"]:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.data, self.test = self._placed(data.train), self._placed(data.test)
         self.optimizer = make_optimizer(model, config)
         self.order_rng = torch.Generator().manual_seed(config.seed)
         self.probe_rng = torch.Generator(self.device).manual_seed(config.seed)
         self.steps = len(batches_of(torch.arange(self.data.examples), config))  # an epoch's
+
+    def _placed(self, split: Split) -> Split:
+        """A split on the model's device, in the memory format that was picked."""
+        inputs, targets = (x.to(self.device) for x in split)
+        if self.picked["channels_last"]:
+            inputs = inputs.to(memory_format=torch.channels_last)
+        return Split(inputs, targets)
 
     def epoch(self, epoch: int, after_step: Callable[[int], None]) -> list[float]:
         """One pass over the data; mean loss, accuracy and penalty of its steps."""
@@ -57,7 +66,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             batch = Split(self.data.inputs[rows], self.data.targets[rows])
             loss, hits, penalty = gradients_of(
-                self.model, config, self.regularizer, self.probe_rng, batch
+                self.forward, self.model, config, self.regularizer, self.probe_rng, batch
             )
             optimizer.step()
             count = len(rows)
@@ -72,12 +81,19 @@ class Trainer:
         self.model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for inputs, targets in self.test.batches(1024):
-            outputs = forward(self.model, inputs, self.config)
+            outputs = self.forward(inputs)
             loss = F.cross_entropy(outputs, targets, reduction="sum")
             hits = (outputs.argmax(1) == targets).sum()
             totals += torch.stack([loss.double(), hits.double()])
         mean_loss, accuracy = (totals / self.test.examples).tolist()
         return mean_loss, accuracy
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs in float32, in the precision that was picked."""
+        half = self.picked["precision"] == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            outputs: Tensor = self.model(inputs)
+        return outputs.float()
 
     def state_dict(self) -> dict[str, Any]:
         """What the next epoch depends on: weights, optimizer and all random generators."""
@@ -119,6 +135,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def gradients_of(
+    forward: Callable[[Tensor], Tensor],
     model: nn.Module,
     config: TrainConfig,
     regularizer: Regularizer | None,
@@ -128,7 +145,7 @@ def gradients_of(
     """Leave the gradient of a step in the parameters; return loss, hits and penalty."""
     smoothing = config.label_smoothing
     if regularizer is None:
-        outputs = forward(model, batch.inputs, config)
+        outputs = forward(batch.inputs)
         loss = F.cross_entropy(outputs, batch.targets, label_smoothing=smoothing)
         loss.backward()
         hits = (outputs.detach().argmax(1) == batch.targets).sum().double()
@@ -137,7 +154,7 @@ def gradients_of(
     statistics: list[Tensor] = []
 
     def batch_loss(inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = forward(model, inputs, config)
+        outputs = forward(inputs)
         if sum(map(len, seen)) < len(batch.targets):  # the first pass, perhaps in parts
             seen.append(outputs.detach().argmax(1))
             if sum(map(len, seen)) == len(batch.targets):
@@ -164,9 +181,26 @@ def batches_of(order: Tensor, config: TrainConfig) -> list[Tensor]:
     return batches
 
 
-def forward(model: nn.Module, inputs: Tensor, config: TrainConfig) -> Tensor:
-    """Outputs in float32, in the precision of the configuration."""
-    bf16 = config.precision == "bf16"
-    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=bf16):
-        outputs: Tensor = model(inputs)
-    return outputs.float()
+def picked_precision(model: nn.Module, precision: Precision) -> dict[str, Any]:
+    """What a training uses: precision of the forward passes, and memory format of images.
+
+    ``"auto"`` picks bfloat16 and channels-last images for models with convolutions where the
+    processor multiplies bfloat16 matrices itself (AVX-512 BF16 or AMX; CUDA from Ampere on),
+    channels last alone for convolutions on other processors, and float32 as it is for all other
+    models: perceptrons of ordinary width gain nothing on a CPU.
+    """
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    if precision != "auto":
+        return {"precision": precision, "channels_last": False}
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    half = torch.cuda.is_bf16_supported() if on_gpu else _multiplies_bf16()
+    return {
+        "precision": "bf16" if half and convolves else "float32",
+        "channels_last": convolves,
+    }
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this processor has instructions for bfloat16 matrices."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -74,7 +75,7 @@ def train(
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
     trainer = Trainer(model, data, config, regularizer)
-    history = History(config)
+    history = History(config, picked=trainer.picked)
     run, saved = current_run(), Checkpoint.current(config)
     if checkpoint is not None:
         saved = Checkpoint(Path(checkpoint), config)
@@ -92,6 +93,8 @@ def train(
                     if saved:
                         saved.write(trainer, history, callbacks)
     finally:
+        if trainer.picked["channels_last"]:
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for module, training in modes:
             module.training = training
     return history

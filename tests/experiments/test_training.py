@@ -133,3 +133,33 @@ def test_label_smoothing_raises_the_floor_of_the_loss(data):
 def test_bad_configurations_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         lc.TrainConfig(**options)
+
+
+def test_auto_precision_picks_for_the_model_says_so_and_leaves_float32_weights(monkeypatch):
+    data = lc.load("digits", subset=(200, 50))
+    for half, expected in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(
+            "landscape_core.experiments.trainer._multiplies_bf16", lambda half=half: half
+        )
+        cnn = lc.SmallCNN(data.input_shape, data.classes, width=4)
+        config = lc.TrainConfig(epochs=2, precision="auto")
+        history = lc.train(cnn, data, config, progress=False)
+        assert history.picked == {"precision": expected, "channels_last": True}
+        assert all(p.dtype == torch.float32 and p.is_contiguous() for p in cnn.parameters())
+        plain = lc.SmallCNN(data.input_shape, data.classes, width=4)
+        lc.train(plain, data, lc.TrainConfig(epochs=2), progress=False)
+        for a, b in zip(cnn.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0.1 if half else 1e-3, atol=0.05)
+        mlp = lc.MLP(data.input_shape, data.classes, width=8)
+        history = lc.train(mlp, data, config, progress=False)
+        assert history.picked == {"precision": "float32", "channels_last": False}
+
+
+def test_what_callbacks_return_stands_in_the_history():
+    data = lc.load("digits", subset=(100, 50))
+    model = lc.MLP(data.input_shape, data.classes, width=8)
+    history = lc.train(
+        model, data, lc.TrainConfig(epochs=3), [lambda state: {"double": 2 * state.epoch}],
+        progress=False,
+    )  # fmt: skip
+    assert history.table()["double"].tolist() == [2, 4, 6]
