@@ -23,6 +23,7 @@ from landscape_core.curvature.operators import Matrix, SymmetricOperator
 from landscape_core.curvature.summary import CurvatureSummary, curvature_summary
 from landscape_core.curvature.trace import DiagonalEstimate, diagonal, trace
 from landscape_core.experiments.data import Images, Split, images, load
+from landscape_core.experiments.ensemble import train_ensemble
 from landscape_core.experiments.history import (
     EpochRecord,
     History,
@@ -49,6 +50,7 @@ from landscape_core.experiments.statistics import (
     paired_difference,
     summarize,
 )
+from landscape_core.experiments.store import Store, reference
 from landscape_core.experiments.study import StoreError, Study, grid
 from landscape_core.experiments.tracking import CurvatureTracker
 from landscape_core.experiments.training import train
@@ -162,6 +164,7 @@ __all__ = [
     "SmallCNN",
     "SpectralDensity",
     "Split",
+    "Store",
     "StoreError",
     "Study",
     "SymmetricOperator",
@@ -215,6 +218,7 @@ __all__ = [
     "power_iteration",
     "random_directions",
     "random_sharpness",
+    "reference",
     "relative_curvature",
     "report",
     "spectral_density",
@@ -225,6 +229,7 @@ __all__ = [
     "trace_of_square",
     "trace_permutations",
     "train",
+    "train_ensemble",
     "with_error",
     "worst_sharpness",
 ]

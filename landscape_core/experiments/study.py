@@ -20,6 +20,7 @@ from landscape_core.experiments import records
 from landscape_core.experiments.provenance import code_hash, package_hash
 from landscape_core.experiments.records import DamagedRecordError, Record, parameter_hash
 from landscape_core.experiments.runs import Outcome, Run, Task, execute
+from landscape_core.experiments.store import Store, written
 
 Outdated = Literal["rerun", "keep"]
 PROBE = 1 << 20  # bytes that must fit into the store before anything is computed
@@ -44,7 +45,7 @@ def grid(**values: Any) -> list[dict[str, Any]]:
     return [dict(zip(values, chosen, strict=True)) for chosen in product(*lists)]
 
 
-class Study:
+class Study(Store):
     """Runs of one function with different parameters, each done once and kept.
 
     A run is a pure function of its parameters: numbers, strings, lists or dicts of them. It
@@ -83,12 +84,8 @@ class Study:
             raise ValueError(f"name must be of letters, digits, - and _, got {name!r}")
         if not callable(run):
             raise TypeError(f"run must be a function, got {type(run).__name__}")
-        self.name, self.function = name, run
-        self.folder = Path(store) / name
-        self.code = code_hash(run)
-
-    def __repr__(self) -> str:
-        return f"Study({self.name!r}, {self.folder})"
+        super().__init__(Path(store) / name)
+        self.function, self.code = run, code_hash(run)
 
     def run(
         self,
@@ -155,43 +152,6 @@ class Study:
             _report_failures(table)
         return table
 
-    def table(self) -> pd.DataFrame:
-        """All records of the store, one row each.
-
-        Columns: the parameters, then the scalars that the run returned, then status, message,
-        seconds, key, and whether the record is outdated.
-        """
-        paths = sorted(self.folder.glob("*.npz"))
-        return self._rows([records.read(path, arrays=False) for path in paths])
-
-    records = table
-
-    def record(self, **parameters: Any) -> Record:
-        """The record of one run, with its arrays and tables.
-
-        Raises
-        ------
-        KeyError
-            If there is none; the sentence says which parameters there are.
-        """
-        path = self.folder / f"{parameter_hash(self._complete(parameters))}.npz"
-        if not path.exists():
-            raise KeyError(f"there is no record of {self.name} for {_written(parameters)}")
-        return records.read(path)
-
-    def arrays(self, **parameters: Any) -> dict[str, np.ndarray]:
-        """The arrays of one run, by name."""
-        return self.record(**parameters).arrays
-
-    def tables(self, name: str, runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-        """One table of several runs, such as their histories, with their parameters."""
-        parts = []
-        for each in runs:
-            record = self.record(**each)
-            if name in record.tables:
-                parts.append(record.tables[name].assign(**_flat(record.parameters)))
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
     def _complete(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters with the function's defaults filled in, or a sentence on what is wrong."""
         signature = inspect.signature(self.function)
@@ -206,7 +166,7 @@ class Study:
             bound = signature.bind(**parameters)
         except TypeError as error:
             raise ValueError(
-                f"{self.name} cannot run with {_written(parameters)}: {error}"
+                f"{self.name} cannot run with {written(parameters)}: {error}"
             ) from None
         bound.apply_defaults()
         complete: dict[str, Any] = records.plain(dict(bound.arguments), "of the run")
@@ -232,6 +192,13 @@ class Study:
             ) from error
         finally:
             probe.unlink(missing_ok=True)
+
+    def _is_outdated(self, record: Record) -> bool:
+        made = record.provenance
+        return (made.get("code_hash"), made.get("package_hash")) != (self.code, package_hash())
+
+    def _read(self, key: str) -> Record:
+        return records.read(self.folder / f"{key}.npz", arrays=False)
 
     def _sort_out(
         self, wanted: Mapping[str, dict[str, Any]], outdated: Outdated, progress: bool
@@ -262,28 +229,6 @@ class Study:
             )
         return found
 
-    def _is_outdated(self, record: Record) -> bool:
-        made = record.provenance
-        return (made.get("code_hash"), made.get("package_hash")) != (self.code, package_hash())
-
-    def _read(self, key: str) -> Record:
-        return records.read(self.folder / f"{key}.npz", arrays=False)
-
-    def _rows(self, found: Sequence[Record]) -> pd.DataFrame:
-        rows = [
-            {
-                **_flat(record.parameters),
-                **record.scalars,
-                "status": record.status,
-                "message": record.message.strip().splitlines()[-1] if record.message else "",
-                "seconds": record.provenance.get("seconds"),
-                "outdated": self._is_outdated(record),
-                "key": record.key,
-            }
-            for record in found
-        ]
-        return pd.DataFrame(rows)
-
 
 def _outcomes(
     tasks: Sequence[Task], client: Any, workers: int | None
@@ -310,18 +255,6 @@ def _move(path: Path, folder: Path) -> None:
         number += 1
         target = folder / f"{path.stem}-{number}{path.suffix}"
     path.replace(target)
-
-
-def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as cells of a table: lists and dicts as text."""
-    return {
-        name: str(value) if isinstance(value, list | dict) else value
-        for name, value in parameters.items()
-    }
-
-
-def _written(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in parameters.items()) or "no values"
 
 
 def _report_failures(table: pd.DataFrame) -> None:

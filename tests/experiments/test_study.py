@@ -435,3 +435,25 @@ def test_a_worker_that_dies_loses_only_its_run_and_results_are_those_of_one_proc
     assert os.path.exists(tmp_path / "marker")
     serial = lc.Study("dies", dies_once, tmp_path / "b").run(runs, progress=False)
     pd.testing.assert_frame_equal(results(table), results(serial))
+
+
+# --- what ships -------------------------------------------------------------------------------
+
+
+def long(x: int) -> dict:
+    return {"y": x / 3, "curve": np.linspace(0, x, 5) / 7, "count": np.arange(3)}
+
+
+def test_published_records_are_rounded_read_without_code_and_ship(tmp_path, monkeypatch):
+    study = lc.Study("thirds", long, tmp_path / "runs")
+    study.run(lc.grid(x=[1, 2]), progress=False)
+    study.publish(tmp_path / "shipped", digits=3)
+    monkeypatch.setattr("landscape_core.experiments.store.REFERENCE", tmp_path / "shipped")
+    found = lc.reference("thirds")
+    assert found.table()["y"].tolist() == pytest.approx([1 / 3, 2 / 3])
+    arrays = found.arrays(x=2)
+    assert arrays["curve"].dtype == np.float32
+    np.testing.assert_allclose(arrays["curve"], [0, 0.0714, 0.143, 0.214, 0.286], rtol=1e-6)
+    assert arrays["count"].dtype == np.int64
+    with pytest.raises(KeyError, match="there is no reference run 'halves', only: thirds"):
+        lc.reference("halves")
