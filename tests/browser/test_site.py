@@ -121,6 +121,7 @@ def test_the_site_has_its_pages():
         "notebooks/04_paths.html",
         "notebooks/05_noise.html",
         "notebooks/06_your_own_model.html",
+        "studies.html",
         "theory/sgd_as_inference.html",
     }
     assert expected <= set(PAGES)
@@ -202,6 +203,37 @@ def test_the_density_follows_its_slider(visit, width):
     page.wait_for_timeout(400)
     assert keys.get_attribute("aria-valuetext") == "2"
     assert label.text_content() == "Lanczos steps: 2"
+    assert here.problems == []
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize(
+    ("chapter", "name"),
+    [("03_sharpness", "factor"), ("04_paths", "t"), ("05_noise", "learning rate")],
+)
+def test_the_explorer_of_a_chapter_moves_by_keyboard_and_by_mouse(visit, chapter, name, width):
+    here = visit(viewport={"width": width, "height": 900})
+    page = here.open(f"notebooks/{chapter}.html")
+    figure = page.locator(".landscape-live").first
+    figure.scroll_into_view_if_needed()
+    page.wait_for_function("e => e.dataset.ready", arg=figure.element_handle(), timeout=120_000)
+    label = figure.locator(".slider-container text", has_text=f"{name}: ").first
+    seen = [(label.text_content(), figure.screenshot())]
+    keys = figure.get_by_role("slider")
+    assert keys.get_attribute("aria-label") == name
+    keys.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(500)
+    assert label.text_content() == f"{name}: {keys.get_attribute('aria-valuetext')}"
+    seen.append((label.text_content(), figure.screenshot()))
+    rail = figure.locator(".slider-rail-touch-rect").first
+    rail.scroll_into_view_if_needed()
+    box = rail.bounding_box()
+    page.mouse.click(box["x"] + 0.98 * box["width"], box["y"] + box["height"] / 2)
+    page.wait_for_timeout(500)
+    seen.append((label.text_content(), figure.screenshot()))
+    labels, pictures = zip(*seen, strict=True)
+    assert len(set(labels)) == len(set(pictures)) == 3
     assert here.problems == []
 
 
