@@ -55,8 +55,8 @@ def test_the_version_stands_in_one_place():
 FLOORS = [  # each may import from those before it
     ("results", "backends", "batches", "batchnorm", "criteria", "parameter_space"),
     ("objective",),
-    ("evaluator",),
     ("curvature",),
+    ("evaluator",),
     ("geometry",),
     ("experiments",),
     ("show",),

@@ -12,7 +12,8 @@ from uuid import uuid4
 import torch
 
 from landscape_core.experiments.context import current_run
-from landscape_core.experiments.history import Callback, EpochRecord, History, TrainConfig
+from landscape_core.experiments.data import Images
+from landscape_core.experiments.history import Callback, EpochRecord, History
 from landscape_core.experiments.trainer import Trainer
 
 
@@ -22,21 +23,36 @@ class Checkpoint:
     Parameters
     ----------
     path : Path
-    config : TrainConfig
-        A file of a training with another configuration is refused.
+    identity : dict
+        Of the training: a file of another one is refused.
+    own : bool
+        Whether the file is that of a run of a study, which nobody else writes: one that does
+        not fit or cannot be read is then simply left behind.
     """
 
-    def __init__(self, path: Path, config: TrainConfig) -> None:
-        self.path, self.config = path, asdict(config)
+    def __init__(self, path: Path, identity: dict[str, Any], own: bool = False) -> None:
+        self.path, self.identity, self.own = path, identity, own
 
     @classmethod
-    def current(cls, config: TrainConfig) -> Checkpoint | None:
-        """The checkpoint of the next training of the run in progress; None outside of one."""
+    def of(
+        cls, path: str | Path | None, trainer: Trainer, data: Images, callbacks: int
+    ) -> Checkpoint | None:
+        """The checkpoint of a training: of the file named, or of the run in progress."""
+        sizes = [data.train.examples, data.test.examples]
+        identity = {
+            "config": asdict(trainer.config),
+            "regularizer": repr(trainer.regularizer),
+            "data": [data.sha256, *sizes, float(data.train.inputs.double().sum())],
+            "model": [[name, list(p.shape)] for name, p in trainer.model.named_parameters()],
+            "callbacks": callbacks,
+        }
         run = current_run()
+        if path is not None:
+            return cls(Path(path), identity)
         if run is None:
             return None
         run.trainings += 1
-        return cls(run.folder / f"training_{run.trainings}.pt", config)
+        return cls(run.folder / f"training_{run.trainings}.pt", identity, own=True)
 
     def restore(self, trainer: Trainer, history: History, callbacks: Sequence[Callback]) -> int:
         """Bring everything to where the file left it; return the epochs that are done.
@@ -44,20 +60,28 @@ class Checkpoint:
         Raises
         ------
         ValueError
-            If the file belongs to a training with another configuration.
+            If the file is not a checkpoint, or one of another training; it is left as it is.
         """
+        if not self.path.exists():
+            return 0
         try:
             saved: dict[str, Any] = torch.load(self.path, weights_only=True)
-            trained = saved["config"]
-        except FileNotFoundError:
-            return 0
-        except Exception:  # a damaged file: begin again
-            self.path.unlink(missing_ok=True)
-            return 0
-        if trained != self.config:
+            differs = [
+                name for name in self.identity if saved["of"][name] != self.identity[name]
+            ]
+        except Exception as error:
+            if self.own:
+                return 0
             raise ValueError(
-                f"checkpoint must be of this training, {self.path} was made with another "
-                "configuration: remove it, or name another file"
+                "checkpoint must name a file that lc.train has written, or none yet; "
+                f"{self.path} cannot be read as one ({type(error).__name__})"
+            ) from None
+        if differs and self.own:
+            return 0
+        if differs:
+            raise ValueError(
+                f"checkpoint must be of this training, {self.path} differs in its "
+                f"{', '.join(differs)}: remove it, or name another file"
             )
         trainer.load_state_dict(saved["trainer"])
         history.epochs = [EpochRecord(**epoch) for epoch in saved["epochs"]]
@@ -73,7 +97,7 @@ class Checkpoint:
             each.state_dict() if hasattr(each, "state_dict") else None for each in callbacks
         ]
         state = {
-            "config": self.config,
+            "of": self.identity,
             "trainer": trainer.state_dict(),
             "epochs": [asdict(epoch) for epoch in history.epochs],
             "status": (history.status, history.message),

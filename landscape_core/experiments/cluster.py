@@ -11,23 +11,33 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def on_client(call: Callable[[T], R], tasks: Sequence[T], client: Any) -> Iterator[R]:
+def on_client(
+    call: Callable[[T], R], tasks: Sequence[T], client: Any, lost: Callable[[T, str], R]
+) -> Iterator[R]:
     """Call on each task on a client's workers; results as they come.
 
-    A task whose worker dies is given to another one, a few times.
+    A task whose worker dies is given to another one, a few times; then it is `lost`.
     """
+    if not hasattr(client, "map"):
+        raise TypeError(
+            f"client must be a dask.distributed.Client, got {type(client).__name__}"
+        )
     from distributed import as_completed
 
     quiet = [replace(task, quiet=True) for task in tasks]  # type: ignore[type-var]
     futures = client.map(call, quiet, pure=False, key="run")
+    of = dict(zip((future.key for future in futures), tasks, strict=True))
     try:
         for future in as_completed(futures):
-            yield future.result()
+            error = future.exception()
+            yield future.result() if error is None else lost(of[future.key], repr(error))
     finally:
         client.cancel(futures)
 
 
-def on_processes(call: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[R]:
+def on_processes(
+    call: Callable[[T], R], tasks: Sequence[T], workers: int, lost: Callable[[T, str], R]
+) -> Iterator[R]:
     """Call on each task on so many processes of this machine, its threads divided."""
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -45,4 +55,4 @@ def on_processes(call: Callable[[T], R], tasks: Sequence[T], workers: int) -> It
         memory_limit=0,
     )  # fmt: skip
     with cluster, Client(cluster) as client:
-        yield from on_client(call, limited, client)
+        yield from on_client(call, limited, client, lost)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -15,6 +16,14 @@ from landscape_core.experiments.data import Images
 Optimizer = Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
 Schedule = Literal["none", "cosine", "step"]
 Precision = Literal["float32", "bf16", "auto"]
+
+
+def _make_plain(config: TrainConfig) -> None:
+    """NumPy's numbers become plain ones, which any file can hold."""
+    for column in fields(config):
+        value = getattr(config, column.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(config, column.name, value.item())
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ class TrainConfig:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         choices = {"optimizer": Optimizer, "schedule": Schedule, "precision": Precision}
         for name, options in choices.items():
             if getattr(self, name) not in get_args(options):

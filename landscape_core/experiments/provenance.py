@@ -20,6 +20,7 @@ import psutil
 import torch
 
 import landscape_core
+from landscape_core.experiments.records import plain
 
 NUMERICS = ("curvature", "geometry", "experiments")  # folders; and the modules beside them
 
@@ -39,13 +40,46 @@ def package_hash() -> str:
 def code_hash(run: Callable[..., Any]) -> str:
     """Hash of a run's code: its source, and that of the functions it calls from its module.
 
-    Functions of other modules, and values of global variables, are not part of it: hand them
-    to the run as parameters.
+    Values that it closes over are part of it where they are plain; functions of other modules,
+    and values of global variables, are not: hand them to the run as parameters.
+
+    Raises
+    ------
+    TypeError
+        If the source cannot be found, or the function depends on what has no plain value.
     """
+    holder = getattr(run, "__self__", None)
+    if holder is not None:
+        raise TypeError(
+            f"run must be a plain function, got a method of {type(holder).__name__}: what the "
+            "object holds would not be part of the parameters"
+        )
     digest = hashlib.sha256()
     for source in sorted(_sources(run, {}).values()):
         digest.update(source.encode())
     return digest.hexdigest()[:16]
+
+
+def _closed_over(function: Any) -> str:
+    """The values that a function closes over, written out."""
+    written = []
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
+        value = cell.cell_contents
+        if isinstance(value, types.FunctionType):
+            written.append(f"{name}={sorted(_sources(value, {}).values())}")
+            continue
+        if isinstance(value, types.ModuleType):
+            continue
+        try:
+            written.append(f"{name}={plain(value, name)!r}")
+        except (TypeError, ValueError):
+            kind = type(value).__name__
+            raise TypeError(
+                f"run must not depend on {name} from around it, a {kind}: hand it over as a "
+                "parameter"
+            ) from None
+    return "; ".join(written)
 
 
 def _sources(function: Any, found: dict[str, str]) -> dict[str, str]:
@@ -63,6 +97,11 @@ def _sources(function: Any, found: dict[str, str]) -> dict[str, str]:
                 f"run must be a function whose source can be found, got {function!r}"
             ) from None
         found[name] = repr((code.co_code, code.co_consts, code.co_names))
+    if name.endswith("<lambda>"):  # several can stand on one line of source
+        code = function.__code__
+        constants = [c for c in code.co_consts if not isinstance(c, types.CodeType)]
+        found[name] += repr((code.co_code, constants, code.co_names))
+    found[name] += _closed_over(function)
     for used in _names(function):
         value = getattr(function, "__globals__", {}).get(used)
         own = getattr(value, "__module__", None) == getattr(function, "__module__", "")

@@ -111,32 +111,39 @@ def parameter_hash(parameters: Mapping[str, Any]) -> str:
 
 def collect(returned: Any) -> dict[str, Any]:
     """Sort what a run returned into scalars, arrays and tables; fields of a :class:`Record`."""
-    if not isinstance(returned, Mapping):
-        kind = type(returned).__name__
-        raise TypeError(f"a run must return a dict of named results, got {kind}")
+    _check_names(returned)
     scalars: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
     tables: dict[str, pd.DataFrame] = {}
     status, message = "done", ""
     for name, value in returned.items():
-        if not isinstance(name, str):
-            raise TypeError(f"results must have strings as names, got {name!r}")
         if isinstance(value, History):
-            tables[name] = value.table()
+            tables[name] = _checked_table(name, value.table())
             if value.config.precision == "auto":
                 scalars |= {f"{name}_{what}": each for what, each in value.picked.items()}
             if value.status == "diverged":
                 status, message = "diverged", value.message
         elif isinstance(value, Estimate):
+            if f"{name}_stderr" in returned:
+                raise TypeError(f"result '{name}_stderr' is given twice, once by an estimate")
             scalars |= {name: value.value, f"{name}_stderr": value.stderr}
         elif isinstance(value, pd.DataFrame):
-            tables[name] = value
+            tables[name] = _checked_table(name, value)
         else:
             _sort(name, value, scalars, arrays)
     return {
         "status": status, "scalars": scalars, "arrays": arrays, "tables": tables,
         "message": message,
     }  # fmt: skip
+
+
+def _check_names(returned: Any) -> None:
+    if not isinstance(returned, Mapping):
+        kind = type(returned).__name__
+        raise TypeError(f"a run must return a dict of named results, got {kind}")
+    for name in returned:
+        if not isinstance(name, str) or "\0" in name:
+            raise TypeError(f"results must have strings as names, got {name!r}")
 
 
 def _sort(name: str, value: Any, scalars: dict[str, Any], arrays: dict[str, Any]) -> None:
@@ -164,10 +171,7 @@ def write(record: Record, path: Path) -> None:
         "parameters": record.parameters,
         "status": record.status,
         "scalars": {name: _number(value) for name, value in record.scalars.items()},
-        "tables": {
-            name: json.loads(table.to_json(orient="split", double_precision=15))
-            for name, table in record.tables.items()
-        },
+        "tables": {name: _columns(table) for name, table in record.tables.items()},
         "provenance": record.provenance,
         "message": record.message,
     }
@@ -227,8 +231,42 @@ def read(path: Path, *, arrays: bool = True) -> Record:
         raise DamagedRecordError(f"{path} is damaged and cannot be read: {error}") from error
 
 
-def _table(split: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(split["data"], index=split["index"], columns=split["columns"])
+def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Refuse what a record cannot hold, while the run can still be said to have failed."""
+    if table.index.nlevels > 1 or table.columns.nlevels > 1 or not table.columns.is_unique:
+        raise TypeError(f"table {name!r} must have one level of unique columns and of rows")
+    for column in [table.index.to_series(), *(table[each] for each in table)]:
+        for value in column.tolist():
+            if not (value is None or isinstance(value, bool | int | float | str)):
+                kind = type(value).__name__
+                raise TypeError(
+                    f"table {name!r} must hold numbers and strings, got {kind} in "
+                    f"{column.name!r}"
+                )
+    return table
+
+
+def _columns(table: pd.DataFrame) -> dict[str, Any]:
+    """A table as lists of plain values; numbers keep all their digits."""
+    return {
+        "index": None if isinstance(table.index, pd.RangeIndex) else {
+            "name": table.index.name, "values": [_number(v) for v in table.index.tolist()],
+        },
+        "columns": [[str(c), [_number(v) for v in table[c].tolist()]] for c in table.columns],
+        "dtypes": [str(dtype) for dtype in table.dtypes],
+    }  # fmt: skip
+
+
+def _table(saved: dict[str, Any]) -> pd.DataFrame:
+    names = [name for name, _ in saved["columns"]]
+    data = {name: [_float(v) for v in values] for name, values in saved["columns"]}
+    table = pd.DataFrame(data, columns=names)
+    for name, dtype in zip(names, saved["dtypes"], strict=True):
+        table[name] = table[name].astype(dtype)
+    if saved["index"] is not None:
+        values = [_float(v) for v in saved["index"]["values"]]
+        table.index = pd.Index(values, name=saved["index"]["name"])
+    return table
 
 
 def _number(value: Any) -> Any:

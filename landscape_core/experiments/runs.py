@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 import traceback
@@ -20,6 +21,7 @@ from landscape_core.experiments.records import DamagedRecordError, Record, param
 
 Run = Callable[..., Mapping[str, Any]]
 Outcome = Literal["made", "found", "busy"]
+RESERVED = ("status", "message", "seconds", "outdated", "key")  # columns of every table
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def execute(task: Task) -> tuple[str, Outcome]:
         for left in task.folder.glob(f".{task.key}.*"):  # by a process killed while writing
             left.unlink(missing_ok=True)
         records.write(_done(task), task.path)
-        shutil.rmtree(_checkpoints(task), ignore_errors=True)
+        for left in (task.folder / "checkpoints").glob(f"{task.key}*"):  # of older code too
+            shutil.rmtree(left, ignore_errors=True)
         # Safe while the lock is held: whoever locks the file after this sees the record.
         Path(lock.lock_file).unlink(missing_ok=True)
         return task.key, "made"
@@ -77,7 +80,7 @@ def _is_good(task: Task) -> bool:
 
 
 def _checkpoints(task: Task) -> Path:
-    return task.folder / "checkpoints" / task.key
+    return task.folder / "checkpoints" / f"{task.key}-{task.code}"
 
 
 def _done(task: Task) -> Record:
@@ -88,7 +91,9 @@ def _done(task: Task) -> Record:
     start, begun = time.perf_counter(), time.time()
     try:
         with running(context):
-            fields = records.collect(task.run(**task.parameters))
+            # A copy: what the function does to its arguments is not part of its parameters.
+            fields = records.collect(task.run(**copy.deepcopy(task.parameters)))
+            _refuse_clashes(task.parameters, fields["scalars"])
     except FloatingPointError as error:
         fields = {"status": "diverged", "message": str(error)}
     except Exception:
@@ -101,3 +106,20 @@ def _done(task: Task) -> Record:
         "peak_memory": peak_memory(),
     }
     return Record(task.parameters, provenance=provenance, **fields)
+
+
+def failed(task: Task, message: str) -> None:
+    """File a run as failed that could not say so itself."""
+    provenance = environment() | {"code_hash": task.code, "begun": time.time(), "seconds": None}
+    record = Record(task.parameters, "failed", provenance=provenance, message=message)
+    records.write(record, task.path)
+
+
+def _refuse_clashes(parameters: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
+    """Refuse results that would take the place of a parameter in a table."""
+    taken = [name for name in scalars if name in parameters or name in RESERVED]
+    if taken:
+        raise TypeError(
+            f"results must not be named as parameters or as {', '.join(RESERVED)}, "
+            f"got {', '.join(taken)}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 
 import landscape_core
 from landscape_core.experiments import records
-from landscape_core.experiments.records import Record, parameter_hash
+from landscape_core.experiments.records import DamagedRecordError, Record, parameter_hash
 
 REFERENCE = Path(landscape_core.__file__).parent / "reference"
 
@@ -39,7 +40,12 @@ class Store:
         seconds, key, and whether the record is outdated.
         """
         paths = sorted(self.folder.glob("*.npz"))
-        found = [records.read(path, arrays=False) for path in paths]
+        found = []
+        for path in paths:
+            try:
+                found.append(records.read(path, arrays=False))
+            except DamagedRecordError as error:
+                warnings.warn(f"{error}; it is left out", stacklevel=2)
         return self._rows(sorted(found, key=lambda record: record.provenance["begun"]))
 
     def record(self, **parameters: Any) -> Record:
@@ -65,7 +71,11 @@ class Store:
         for each in runs:
             record = self.record(**each)
             if name in record.tables:
-                parts.append(record.tables[name].assign(**_flat(record.parameters)))
+                table = record.tables[name].copy()
+                for parameter, value in _flat(record.parameters).items():
+                    own = parameter in table  # the table's column keeps its name
+                    table[f"{parameter} (parameter)" if own else parameter] = value
+                parts.append(table)
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def publish(self, folder: str | Path, digits: int = 5) -> Path:

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from landscape_core.experiments import records
 from landscape_core.experiments.provenance import code_hash, package_hash
 from landscape_core.experiments.records import DamagedRecordError, Record, parameter_hash
-from landscape_core.experiments.runs import Outcome, Run, Task, execute
+from landscape_core.experiments.runs import Outcome, Run, Task, execute, failed
 from landscape_core.experiments.store import Store, written
 
 Outdated = Literal["rerun", "keep"]
@@ -80,7 +81,7 @@ class Study(Store):
     """
 
     def __init__(self, name: str, run: Run, store: str | Path = "runs") -> None:
-        if not re.fullmatch(r"[\w-]+", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"name must be of letters, digits, - and _, got {name!r}")
         if not callable(run):
             raise TypeError(f"run must be a function, got {type(run).__name__}")
@@ -116,7 +117,7 @@ class Study(Store):
         Returns
         -------
         DataFrame
-            One row to a run, in the order given; see :meth:`table`.
+            One row to a run, in the order given, equal ones once; see :meth:`table`.
 
         Raises
         ------
@@ -127,6 +128,11 @@ class Study(Store):
         """
         if outdated not in get_args(Outdated):
             raise ValueError(f"outdated must be 'rerun' or 'keep', got {outdated!r}")
+        runs = [runs] if isinstance(runs, Mapping) else list(runs)
+        if not all(isinstance(each, Mapping) for each in runs):
+            raise TypeError(
+                "runs must be a list of dicts of parameters, such as grid(...) gives"
+            )
         wanted = {parameter_hash(p): p for p in map(self._complete, runs)}
         self._check_store()
         found = self._sort_out(wanted, outdated, progress)
@@ -139,10 +145,11 @@ class Study(Store):
             total=len(wanted), initial=len(found), desc=self.name, unit="run",
             disable=not progress,
         ) as bar:  # fmt: skip
-            busy = []
+            busy, by_key = [], {task.key: task for task in tasks}
             for key, outcome in _outcomes(tasks, client, workers):
                 bar.update(outcome != "busy")
-                busy += [task for task in tasks if task.key == key and outcome == "busy"]
+                if outcome == "busy":
+                    busy.append(by_key[key])
             for task in busy:  # another process is at it: see what becomes of it
                 while execute(task)[1] == "busy":
                     time.sleep(WAIT)
@@ -169,8 +176,11 @@ class Study(Store):
                 f"{self.name} cannot run with {written(parameters)}: {error}"
             ) from None
         bound.apply_defaults()
-        complete: dict[str, Any] = records.plain(dict(bound.arguments), "of the run")
-        return complete
+        complete: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            many = known[name].kind is inspect.Parameter.VAR_KEYWORD
+            complete |= value if many else {name: value}
+        return {name: records.plain(value, name) for name, value in complete.items()}
 
     def _check_store(self) -> None:
         """Refuse a store that cannot take the records, before anything is computed."""
@@ -191,7 +201,8 @@ class Study(Store):
                 "computed; free some space, or name another folder"
             ) from error
         finally:
-            probe.unlink(missing_ok=True)
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
 
     def _is_outdated(self, record: Record) -> bool:
         made = record.provenance
@@ -242,9 +253,15 @@ def _outcomes(
     from landscape_core.experiments.cluster import on_client, on_processes
 
     if client is not None:
-        yield from on_client(execute, tasks, client)
+        yield from on_client(execute, tasks, client, _lost)
     elif workers is not None:
-        yield from on_processes(execute, tasks, workers)
+        yield from on_processes(execute, tasks, workers, _lost)
+
+
+def _lost(task: Task, message: str) -> tuple[str, Outcome]:
+    """A run that no worker survived, or whose record could not be written, has failed."""
+    failed(task, message)
+    return task.key, "made"
 
 
 def _move(path: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,13 +73,13 @@ def train(
     if not isinstance(data, Images):
         kind = type(data).__name__
         raise TypeError(f"data must be Images, from load(...) or images(...), got {kind}")
+    if regularizer is not None and not isinstance(regularizer, Regularizer):
+        raise TypeError(f"regularizer must be one such as SAM(0.05), got {regularizer!r}")
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
     trainer = Trainer(model, data, config, regularizer)
     history = History(config, picked=trainer.picked)
-    run, saved = current_run(), Checkpoint.current(config)
-    if checkpoint is not None:
-        saved = Checkpoint(Path(checkpoint), config)
+    run, saved = current_run(), Checkpoint.of(checkpoint, trainer, data, len(callbacks))
     modes = [(module, module.training) for module in model.modules()]
     try:
         with seeded(config.seed, trainer.device):
@@ -140,4 +141,15 @@ def _epoch(
     bar.set_postfix(loss=f"{loss:.3g}", test_accuracy=f"{tested[1]:.2%}")
     bar.update()
     for callback in callbacks:
-        record.measured.update(tell(callback, trainer.steps * epoch))
+        measured = tell(callback, trainer.steps * epoch)
+        record.measured.update({name: _number(name, value) for name, value in measured.items()})
+
+
+def _number(name: str, value: Any) -> float:
+    """A number that a callback returned, as a plain one."""
+    try:
+        return value if isinstance(value, bool | int) else float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"a callback must return numbers by name, got {type(value).__name__} for {name!r}"
+        ) from None

@@ -106,6 +106,15 @@ def align(
         spec = trace_permutations(models[1], *arguments, **keywords)
     state_a, state_b = (dict(model.state_dict()) for model in models)
     spec.check(state_b)
+    outside = set(spec.axes) & set(dict(models[1].named_parameters())) - set(
+        objective_b.space.names
+    )
+    if outside:
+        raise ValueError(
+            "theta must hold all parameters whose units change places, it lacks "
+            f"{', '.join(sorted(outside)[:4])}: make the objectives without `parameters`, of "
+            "networks with nothing frozen"
+        )
     if not spec.sizes:
         raise ValueError("no units of this network can change places")
     order = generator(seed, torch.device("cpu"))
@@ -255,11 +264,10 @@ def _at_theta(objective: Objective) -> nn.Module:
     """A copy of an objective's model, in eval mode, with the parameters of its theta."""
     model = copy.deepcopy(objective.model).eval()
     model.to(objective.space.dtype)
-    pieces = objective.space.unflatten(objective.theta)
+    pieces = objective.constants | objective.space.unflatten(objective.theta)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in pieces:
-                parameter.copy_(pieces[name])
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            tensor.copy_(pieces[name])
     return model
 
 

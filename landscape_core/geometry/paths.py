@@ -185,6 +185,11 @@ def barrier(profile: PathProfile, above: Above = "line", of: str = "loss") -> Es
     heights, errors = heights[inside], errors[inside]
     if heights.size == 0:
         return Estimate(0.0, 0.0, profile.examples)
+    if not np.isfinite(profile.loss).all():
+        t = profile.t[~np.isfinite(profile.loss)][0]
+        raise ValueError(
+            f"the loss must be finite along the path, got nan or inf at t = {t:.3g}"
+        )
     peak = int(np.argmax(heights))
     height = float(heights[peak])
     return Estimate(

@@ -184,7 +184,8 @@ def plane(
     x = _steps(span, points)
     y = _steps(span if span_y is None else span_y, points if points_y is None else points_y)
     bent = _curvature(objective, theta, torch.stack([d1, d2])) if curvature else None
-    rows = _Rows(store, _fingerprint(theta, d1, d2, x, y) + precision)
+    told = _identity(objective, theta) if store is not None else []
+    rows = _Rows(store, _fingerprint(theta, d1, d2, x, y, *told) + precision)
     total, finished = len(x) * len(y), len(rows.done) * len(x)
     evaluator = Evaluator(objective)
     with tqdm(
@@ -245,6 +246,8 @@ def _scan(at: Evaluator, moves: Iterable[Move], bar: tqdm, precision: Precision)
     losses: list[Tensor] = []
     accuracies: list[Tensor] = []
     kind, half = objective.space.device.type, precision == "bf16"
+    if half:
+        objective.loss()  # checks the criterion, for which half precision is too coarse
     for move in moves:
         with torch.autocast(kind, torch.bfloat16, enabled=half):
             loss, accuracy = at(move)
@@ -288,6 +291,7 @@ class _Rows:
         arrays = {"loss": loss, "fingerprint": np.array(self.fingerprint)}
         if accuracy is not None:
             arrays["accuracy"] = accuracy
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial.npz")
         np.savez(partial, **arrays)  # type: ignore[arg-type]
         partial.replace(self.file)
@@ -297,6 +301,11 @@ class _Rows:
         correct = [accuracy for _, accuracy in self.done if accuracy is not None]
         whole = len(correct) == len(self.done)
         return np.stack([loss for loss, _ in self.done]), np.stack(correct) if whole else None
+
+
+def _identity(objective: Objective, theta: Tensor) -> list[np.ndarray]:
+    """What tells two objectives apart: their losses at one point, and how many examples."""
+    return [objective.example_values(theta)[0].cpu().numpy()]
 
 
 def _fingerprint(*parts: Tensor | np.ndarray) -> str:

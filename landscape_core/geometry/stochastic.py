@@ -43,13 +43,17 @@ def exact_noise_scale(
     """
     total = torch.zeros(objective.n, dtype=torch.float64, device=objective.space.device)
     squares, count = torch.zeros((), dtype=torch.float64, device=total.device), 0
+    origin = total  # soon a gradient close to the mean, so that no digits cancel
     blocks = objective.per_example_gradients(theta, chunk_size)
     for block in tqdm(blocks, desc="examples", unit="batch", disable=not progress):
-        total += block.sum(0).double()
-        squares += block.double().square().sum()
+        origin = block[0].double() if count == 0 else origin
+        shifted = block.double() - origin
+        total += shifted.sum(0)
+        squares += shifted.square().sum()
         count += len(block)
-    gradient = float((total / count).square().sum())
-    trace = max(0.0, float(squares) / count - gradient)
+    mean = total / count
+    trace = max(0.0, float(squares) / count - float(mean.square().sum()))
+    gradient = float((mean + origin).square().sum())
     return NoiseScale(Estimate(trace, 0.0, count), Estimate(gradient, 0.0, count))
 
 

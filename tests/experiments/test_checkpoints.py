@@ -1,5 +1,6 @@
 """A training that was interrupted ends as if it had not been, bit for bit."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -99,18 +100,58 @@ def test_a_finished_training_is_not_repeated_and_a_target_ends_it_again(tmp_path
     compare(first, second)
 
 
-def test_a_file_of_another_training_is_refused_and_a_damaged_one_begun_again(tmp_path):
+def test_a_file_that_is_not_a_checkpoint_of_this_training_is_refused_and_kept(tmp_path):
+    data, other = lc.load("digits", subset=(150, 50)), lc.load("digits", subset=(140, 50))
+    file, config = tmp_path / "t.pt", lc.TrainConfig(epochs=1)
+    lc.train(model_of(data), data, config, checkpoint=file, progress=False)
+    for change, what in (
+        ({"config": lc.TrainConfig(epochs=2)}, "config"),
+        ({"data": other}, "data"),
+        ({"regularizer": lc.SAM(0.1)}, "regularizer"),
+        ({"callbacks": [StopAfter()]}, "callbacks"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}, "model"),
+    ):
+        options = {"model": model_of(data), "data": data, "config": config} | change
+        with pytest.raises(ValueError, match=f"t.pt differs in its {what}: remove it"):
+            lc.train(**options, checkpoint=file, progress=False)
+    for name, content in (("notes.txt", b"my notes"), ("cut.pt", file.read_bytes()[:100])):
+        own = tmp_path / name
+        own.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} cannot be read as one"):
+            lc.train(model_of(data), data, config, checkpoint=own, progress=False)
+        assert own.read_bytes() == content
+    weights = tmp_path / "weights.pt"
+    torch.save(model_of(data).state_dict(), weights)
+    with pytest.raises(ValueError, match="cannot be read as one"):
+        lc.train(model_of(data), data, config, checkpoint=weights, progress=False)
+    assert "1.weight" in torch.load(weights, weights_only=True)
+
+
+def test_numbers_of_numpy_and_tensors_survive_an_interruption(tmp_path):
     data = lc.load("digits", subset=(150, 50))
+    config = lc.TrainConfig(lr=np.float64(0.05), epochs=np.int64(3))
+    seen = []
+
+    def measure(state):
+        seen.append(state.epoch)
+        if len(seen) == 2:
+            raise Stop
+        return {"norm": torch.ones(()), "mean": np.float32(0.5)}
+
     file = tmp_path / "t.pt"
-    lc.train(model_of(data), data, lc.TrainConfig(epochs=1), checkpoint=file, progress=False)
-    with pytest.raises(ValueError, match=r"checkpoint must be of this training, .*t.pt was"):
-        lc.train(model_of(data), data, lc.TrainConfig(epochs=2), checkpoint=file,
-                 progress=False)  # fmt: skip
-    file.write_bytes(file.read_bytes()[:100])
-    history = lc.train(
-        model_of(data), data, lc.TrainConfig(epochs=2), checkpoint=file, progress=False
-    )
-    assert len(history.epochs) == 2
+    with pytest.raises(Stop):
+        lc.train(model_of(data), data, config, [measure], checkpoint=file, progress=False)
+    history = lc.train(model_of(data), data, config, [measure], checkpoint=file, progress=False)
+    assert seen == [1, 2, 2, 3]
+    assert history.table()["norm"].tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(TypeError, match="a callback must return numbers by name, got list for"):
+        lc.train(model_of(data), data, config, [lambda state: {"x": [1]}], progress=False)
+
+
+def test_a_regularizer_that_is_none_is_refused():
+    data = lc.load("digits", subset=(150, 50))
+    with pytest.raises(TypeError, match="regularizer must be one such as SAM"):
+        lc.train(model_of(data), data, regularizer=0.1, progress=False)
 
 
 def test_the_target_loss_must_not_be_negative():

@@ -186,12 +186,21 @@ def test_bad_studies_are_refused(tmp_path):
         study.run(lc.grid(x=1), workers=0, progress=False)
 
 
+def test_runs_must_be_dicts(tmp_path):
+    study = lc.Study("squares", square, tmp_path)
+    assert study.run({"x": 2}, progress=False)["y"].tolist() == [4]
+    with pytest.raises(TypeError, match="runs must be a list of dicts of parameters"):
+        study.run(["x"], progress=False)
+    with pytest.raises(TypeError, match=r"client must be a dask.distributed.Client, got str"):
+        study.run(lc.grid(x=9), client="localhost", progress=False)
+
+
 def ending(how: str) -> dict:
     if how == "raises":
         raise RuntimeError("out of luck")
     if how == "nan":
         raise FloatingPointError("the loss is nan")
-    return {"how": how.upper()}
+    return {"loud": how.upper()}
 
 
 def test_every_way_to_end_is_a_record_and_stops_no_other_run(tmp_path, capsys):
@@ -345,6 +354,112 @@ def test_provenance_names_code_machine_and_data(tmp_path):
     assert made["peak_memory"] > 1e6
 
 
+def greedy(sizes: list, more: dict | None = None) -> dict:
+    total = sum(sizes)
+    sizes.append(5)
+    return {"total": total}
+
+
+def test_what_a_run_does_to_its_arguments_is_not_part_of_its_parameters(tmp_path):
+    study = lc.Study("greedy", greedy, tmp_path)
+    table = study.run([{"sizes": [1]}, {"sizes": [1, 5]}], progress=False)
+    assert table["total"].tolist() == [1, 6]
+    assert table["sizes"].tolist() == ["[1]", "[1, 5]"]
+
+
+def test_functions_that_hold_different_values_are_different(tmp_path):
+    def make(factor):
+        def run(x: int) -> dict:
+            return {"y": x * factor}
+
+        return run
+
+    runs = lc.grid(x=3)
+    assert lc.Study("a", make(2), tmp_path).run(runs, progress=False)["y"].tolist() == [6]
+    assert lc.Study("a", make(3), tmp_path).run(runs, progress=False)["y"].tolist() == [9]
+    f, g = (lambda x: {"y": x}), (lambda x: {"y": -x})
+    assert code_hash(f) != code_hash(g)
+    with pytest.raises(TypeError, match="must not depend on factor from around it, a Linear"):
+        lc.Study("a", make(torch.nn.Linear(1, 1)), tmp_path)
+    with pytest.raises(TypeError, match="got a method of list"):
+        lc.Study("a", [].append, tmp_path)
+
+
+def loose(x: int, **more) -> dict:
+    return {"seen": str(sorted(more.items()))}
+
+
+def test_loose_keywords_arrive_as_they_were_given(tmp_path):
+    study = lc.Study("loose", loose, tmp_path)
+    table = study.run([{"x": 1, "y": 2}], progress=False)
+    assert table["seen"].tolist() == ["[('y', 2)]"]
+    assert table["y"].tolist() == [2]
+
+
+def test_tables_come_back_with_all_their_digits_and_others_are_a_failure(tmp_path):
+    def run(kind: str) -> dict:
+        numbers = pd.DataFrame(
+            {"a": [1.23456789e-12, math.inf, 0.1 + 0.2], "b": ["x", "y", "z"], "n": [1, 2, 3]},
+            index=pd.Index([0.1, 0.2, 0.3], name="radius"),
+        )
+        stamps = pd.DataFrame({"t": pd.to_datetime(["2020-01-01"])})
+        return {"table": numbers if kind == "good" else stamps}
+
+    study = lc.Study("tables", run, tmp_path)
+    table = study.run(lc.grid(kind=["bad", "good"]), progress=False)
+    assert table["status"].tolist() == ["failed", "done"]
+    assert "table 'table' must hold numbers and strings, got Timestamp" in table["message"][0]
+    found = study.record(kind="good").tables["table"]
+    assert found["a"].tolist() == [1.23456789e-12, math.inf, 0.1 + 0.2]
+    assert found.index.name == "radius"
+    assert found["n"].dtype == np.int64
+
+
+def test_results_do_not_take_the_place_of_parameters(tmp_path):
+    study = lc.Study("clash", lambda x: {"x": 99}, tmp_path)
+    assert (
+        "must not be named as parameters"
+        in study.run(lc.grid(x=1), progress=False)["message"][0]
+    )
+    history = lc.Study("own", lambda lr: {"h": pd.DataFrame({"lr": [1.0, 0.5]})}, tmp_path)
+    history.run(lc.grid(lr=0.1), progress=False)
+    table = history.tables("h", lc.grid(lr=0.1))
+    assert table["lr"].tolist() == [1.0, 0.5]
+    assert table["lr (parameter)"].tolist() == [0.1, 0.1]
+
+
+STOPPING = """
+import landscape_core as lc
+
+def stop(state):
+    if state.epoch == 2 and {stops}:
+        raise KeyboardInterrupt
+
+def run(seed):
+    data = lc.load('digits', subset=(150, 50))
+    model = lc.MLP(data.input_shape, data.classes, width=8, seed=seed)
+    config = lc.TrainConfig(epochs=4, seed=seed)
+    options = dict(regularizer={regularizer}, progress=False)
+    return {{'history': lc.train(model, data, config, [stop], **options)}}
+"""
+
+
+def test_new_code_does_not_go_on_from_the_checkpoint_of_old_code(tmp_path):
+    source = STOPPING
+    old = module(tmp_path / "old_code.py", source.format(stops=True, regularizer=None)).run
+    new = source.format(stops=False, regularizer="lc.LabelNoise(0.5, 10)")
+    changed = module(tmp_path / "new_code.py", new).run
+    with pytest.raises(KeyboardInterrupt):
+        lc.Study("code", old, tmp_path).run(lc.grid(seed=0), progress=False)
+    study, clean = lc.Study("code", changed, tmp_path), lc.Study("clean", changed, tmp_path)
+    tables = []
+    for each in (study, clean):
+        each.run(lc.grid(seed=0), progress=False)
+        tables.append(each.record(seed=0).tables["history"].drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*tables)
+    assert not list(study.folder.glob("checkpoints/*"))
+
+
 # --- killed, raced and distributed ------------------------------------------------------------
 
 
@@ -457,3 +572,26 @@ def test_published_records_are_rounded_read_without_code_and_ship(tmp_path, monk
     assert arrays["count"].dtype == np.int64
     with pytest.raises(KeyError, match="there is no reference run 'halves', only: thirds"):
         lc.reference("halves")
+
+
+def dies_always(x: int) -> dict:
+    if x == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"y": x}
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_that_no_worker_survives_has_failed_and_the_others_have_not(tmp_path):
+    table = lc.Study("fatal", dies_always, tmp_path).run(
+        lc.grid(x=range(3)), workers=2, progress=False
+    )
+    assert table["status"].tolist() == ["done", "failed", "done"]
+    assert "KilledWorker" in table["message"][1]
+
+
+def test_a_table_leaves_a_damaged_record_out_and_says_so(tmp_path):
+    study = lc.Study("squares", square, tmp_path)
+    first = study.run(lc.grid(x=[1, 2]), progress=False)
+    (study.folder / f"{first['key'][0]}.npz").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged .* it is left out"):
+        assert study.table()["x"].tolist() == [2]

@@ -215,3 +215,13 @@ def test_the_barrier_between_seeds_falls_with_matching_and_with_width(method):
         ratios.append(heights[1] / heights[0])
     assert ratios[1] < ratios[0] < 1
     assert ratios[1] < 0.2
+
+
+def test_alignment_of_a_part_of_the_network_is_refused():
+    def model():
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    data = torch.randn(20, 4), torch.arange(20) % 3
+    a, b = (lc.Objective(model(), F.cross_entropy, data, parameters="0.*") for _ in range(2))
+    with pytest.raises(ValueError, match=r"theta must hold all parameters .* lacks 2\.weight"):
+        lc.align(a, b)

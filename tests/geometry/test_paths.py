@@ -69,3 +69,12 @@ def test_bad_arguments_are_refused(objective):
         lc.Segment(torch.zeros(3), torch.zeros(4))
     with pytest.raises(ValueError, match="points must be a whole number of at least 2, got 1"):
         lc.path_profile(objective, lc.Segment(objective.theta, objective.theta), 1)
+
+
+def test_a_barrier_on_a_path_through_nan_is_refused(objective):
+    theta = objective.theta
+    profile = lc.path_profile(
+        objective, lambda t: theta * float("nan") if 0 < t < 1 else theta.clone(), 5
+    )
+    with pytest.raises(ValueError, match=r"finite along the path, got nan or inf at t = 0\.25"):
+        lc.barrier(profile)

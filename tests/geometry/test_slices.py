@@ -159,7 +159,7 @@ def test_a_stopped_plane_goes_on_where_it_was(objective, tmp_path, monkeypatch):
 
     def stopping(self, theta, forward):
         calls.append(theta)
-        if len(calls) == 13:  # in the third row
+        if len(calls) == 15:  # in the third row; two calls have compared copy and objective
             raise KeyboardInterrupt
         return honest(self, theta, forward)
 
@@ -167,7 +167,7 @@ def test_a_stopped_plane_goes_on_where_it_was(objective, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         lc.plane(objective, d1, d2, points=5, store=store)
     again = lc.plane(objective, d1, d2, points=5, store=store)
-    assert len(calls) == 13 + 15
+    assert len(calls) == 15 + 2 + 15
     assert np.array_equal(again.loss, whole.loss)
     assert np.array_equal(again.accuracy, whole.accuracy)
     assert list(tmp_path.iterdir()) == [store]
@@ -207,3 +207,97 @@ def test_half_precision_is_close_and_says_so_in_the_store(objective, tmp_path):
         lc.plane(objective, d1, d2, points=3, store=tmp_path / "p.npz")
     with pytest.raises(ValueError, match="precision must be 'model' or 'bf16', got 'half'"):
         lc.plane(objective, d1, d2, points=3, precision="half")
+
+
+class Captured(torch.nn.Module):
+    """Its weights are reached through a closure, a hook and a cache too."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+        self.scale = torch.nn.Parameter(torch.ones(4))
+        if how == "closure":
+            self.call = lambda x: self.layer(x) * self.scale
+        elif how == "hook":
+            self.layer.register_forward_hook(lambda m, i, o: o * self.scale)
+            self.call = None
+        else:
+            self.call, self.cached = self._by_cache, None
+
+    def _by_cache(self, x):
+        key = self.layer.weight._version
+        if self.cached is None or self.cached[0] != key:
+            self.cached = key, (self.layer.weight * self.scale[:, None]).detach()
+        return x @ self.cached[1].T + self.layer.bias
+
+    def forward(self, x):
+        return self.layer(x) if self.call is None else self.call(x)
+
+
+class Counting(torch.nn.Module):
+    """Writes into a buffer at every pass, and its outputs depend on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes += 1
+        return self.layer(x) * self.passes
+
+
+class Shared(torch.nn.Module):
+    """A part that refuses to be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Captured("closure"), lambda: Captured("hook"), Counting, Shared,
+     lambda: torch.nn.Sequential(Shared(), torch.nn.Tanh())],
+    ids=["closure", "hook", "counting", "shared", "shared part"],
+)  # fmt: skip
+def test_slices_are_the_losses_of_the_objective_for_odd_modules_too(make):
+    torch.manual_seed(0)
+    model = make()
+    x = torch.randn(20, 3)
+    objective = lc.Objective(model, F.cross_entropy, (x, torch.arange(20) % 4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    d1, d2 = lc.random_directions(objective, 2, normalize="none")
+    found = lc.plane(objective, d1, d2, points=3)
+    for i, b in enumerate(found.y.tolist()):
+        for j, a in enumerate(found.x.tolist()):
+            expected = float(objective.loss(objective.theta + b * d2 + a * d1))
+            assert found.loss[i, j] == pytest.approx(expected, rel=1e-5)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_store_belongs_to_its_data(objective, tmp_path):
+    d1, d2 = lc.random_directions(objective, 2)
+    lc.plane(objective, d1, d2, points=3, store=tmp_path / "new" / "plane.npz")
+    other = lc.Objective(objective.model, objective.criterion, next(objective.batches())[:2])
+    half = lc.Objective(
+        objective.model, objective.criterion, tuple(t[:7] for t in next(other.batches()))
+    )
+    with pytest.raises(ValueError, match="store must belong to this plane"):
+        lc.plane(half, d1, d2, points=3, store=tmp_path / "new" / "plane.npz")
+
+
+def test_half_precision_works_on_a_fresh_objective():
+    x, y = torch.randn(30, 3), torch.arange(30) % 4
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    objective = lc.Objective(model, F.cross_entropy, (x, y))
+    (d,) = lc.random_directions(objective, 1)
+    assert np.isfinite(lc.line(objective, d, points=3, precision="bf16").loss).all()

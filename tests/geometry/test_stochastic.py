@@ -1,5 +1,7 @@
 """Noise of gradients against the covariance matrix that is small enough to write down."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,3 +86,16 @@ def test_single_examples_are_sharper_than_all_together(measured):
 def test_bad_input_gets_one_sentence(measured, call, message):
     with pytest.raises(ValueError, match=message):
         call(measured[0])
+
+
+def test_nearly_equal_gradients_do_not_cancel():
+    x = 1 + 1e-4 * torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    model = torch.nn.Linear(3, 1)
+    y = torch.zeros(64, 1)
+    single = lc.Objective(model, torch.nn.functional.mse_loss, (x, y))
+    double = lc.Objective(
+        copy.deepcopy(model).double(), torch.nn.functional.mse_loss,
+        (x.double(), y.double()),
+    )  # fmt: skip
+    exact = lc.exact_noise_scale(double).covariance_trace.value
+    assert lc.exact_noise_scale(single).covariance_trace.value == pytest.approx(exact, rel=1e-2)
