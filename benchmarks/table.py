@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+RESIDUAL = 1e-3
 RIVALS = ["curvlinops", "hessian-eigenthings", "PyHessian"]
 CPU = Path(__file__).parent / "results" / "curvature_cpu.json"
 GEOMETRY = CPU.with_name("geometry_cpu.json")
@@ -62,7 +63,12 @@ def _pairs(found: dict[str, Any]) -> dict[str, tuple[dict, dict, float]]:
     pairs = {}
     if "eigenpairs" in found:
         times = found["eigenpairs"]
-        others = [times[rival] | {"name": rival} for rival in RIVALS if rival in times]
+        # Who has not reached the residual asked for has not done the task.
+        others = [
+            times[rival] | {"name": rival}
+            for rival in RIVALS
+            if rival in times and times[rival]["worst_residual"] <= RESIDUAL
+        ]
         pairs["top 10"] = (times["ours"], min(others, key=_seconds), 1.5)
     for task, label, goal in [
         ("trace", "trace, 1 %", 2.0),
