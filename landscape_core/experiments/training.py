@@ -120,7 +120,8 @@ def _epoch(
         # What a callback draws must not change what the training draws.
         with seeded(config.seed, trainer.device):
             state = TrainingState(epoch, trainer.model, data, history, step)
-            return callback(state) or {}
+            measured = callback(state)
+        return measured if isinstance(measured, Mapping) else {}
 
     def after_step(step: int) -> None:
         for watch in watching:
