@@ -20,15 +20,19 @@ from landscape_core.show.picture import Picture
 
 STYLE = """<style>
 .lc-page {max-width: 46rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif;
- color: #1a1a1a; background: #fff}
-.lc-page table {border-collapse: collapse; width: 100%; margin: .5rem 0 1rem}
-.lc-page td, .lc-page th {text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #ddd}
+ color: inherit; background: transparent}
+.lc-page h1, .lc-page h2 {color: inherit}
+.lc-page table {border-collapse: collapse; width: 100%; margin: .5rem 0 1rem; color: inherit}
+.lc-page tr {background: transparent !important}
+.lc-page td, .lc-page th {text-align: left; padding: .2rem .6rem; color: inherit;
+ border-bottom: 1px solid rgba(128,128,128,.4)}
 .lc-page td.number {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
-.lc-page td.note {color: #555; font-size: 85%}
-.lc-page img {width: 100%; height: auto}
+.lc-page td.note {opacity: .75; font-size: 85%}
+.lc-page img {width: 100%; height: auto; background: white}
 .lc-page figure {margin: 1rem 0}
-.lc-page figcaption {color: #555; font-size: 90%}
+.lc-page figcaption {opacity: .75; font-size: 90%}
 </style>"""
+PAPER = "<style>body {color: #1a1a1a; background: #fff}</style>"  # of a page on its own
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ class Page:
             '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>{html.escape(self.title)}</title>"
         )
-        body = f"<head>{head}{STYLE}</head><body>{self._body()}</body>"
+        body = f"<head>{head}{STYLE}{PAPER}</head><body>{self._body()}</body>"
         return f'<!doctype html><html lang="en">{body}</html>\n'
 
     def _body(self) -> str:
