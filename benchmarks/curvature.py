@@ -291,7 +291,7 @@ def memory(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of a product and of eigenpairs, each in its own process."""
     result: dict[str, Any] = {}
     ours = ["ours", "ours, nothing kept"]
-    long = name in ("cnn", "resnet")  # dozens of products in each process
+    long = name in ("mlp-4096", "cnn", "resnet")  # dozens of products in each process
     for task, packages in {
         "product": [*ours, "curvlinops", "hessian-eigenthings", "PyHessian"],
         "eigenpairs": [*ours, "curvlinops", "hessian-eigenthings"],
