@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
+from types import ModuleType
 from typing import Any, TypeVar
+
+import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,6 +29,9 @@ def on_client(
         )
     from distributed import as_completed
 
+    # A function of a notebook travels by value, with all modules that its names may mean:
+    # `data.classes` then brings torch.classes along, which does not know how to be pickled.
+    copyreg.pickle(type(torch.classes), _by_name)  # type: ignore[arg-type]
     quiet = [replace(task, quiet=True) for task in tasks]  # type: ignore[type-var]
     futures = client.map(call, quiet, pure=False, key="run")
     of = dict(zip((future.key for future in futures), tasks, strict=True))
@@ -33,6 +41,10 @@ def on_client(
             yield future.result() if error is None else lost(of[future.key], repr(error))
     finally:
         client.cancel(futures)
+
+
+def _by_name(module: ModuleType) -> tuple[Callable[[str], ModuleType], tuple[str]]:
+    return import_module, (f"torch.{module.__name__.rpartition('.')[2]}",)
 
 
 def on_processes(

@@ -23,6 +23,7 @@ from landscape_core.experiments.trainer import batches_of
 from landscape_core.experiments.training import train
 
 How = Literal["auto", "together", "separately"]
+SMALL = 40_000  # parameters up to which it pays on a CPU
 FREE = ("seed", "lr", "momentum", "weight_decay")  # what may differ between the networks
 
 
@@ -49,8 +50,9 @@ def train_ensemble(
         One to each model. They may differ in seed, lr, momentum and weight_decay; the
         optimizer is "sgd", "momentum" or "nesterov".
     how : {"auto", "together", "separately"}
-        ``"auto"`` is together on a GPU and separately on a CPU, where a batch of small matrices
-        is no faster than one matrix after the other.
+        ``"auto"`` is together where it is allowed and pays: on a GPU, and on a CPU for
+        perceptrons of fewer than 40,000 parameters (measured: 3.3 times as fast at 3,500, 1.4
+        at 26,000, slower from 85,000 on, and for convolutions).
     progress : bool
 
     Returns
@@ -65,8 +67,10 @@ def train_ensemble(
     """
     models, configs = list(models), list(configs)
     _check(models, configs, how)
-    device = next(models[0].parameters()).device
-    if how == "separately" or (how == "auto" and device.type == "cpu"):
+    obstacle = _obstacle(models[0], configs)
+    if how == "together" and obstacle:
+        raise ValueError(obstacle)
+    if how == "separately" or obstacle or (how == "auto" and not _pays(models[0])):
         pairs = zip(models, configs, strict=True)
         return [train(model, data, config, progress=progress) for model, config in pairs]
     return _Together(models, data, configs).train(progress)
@@ -212,18 +216,29 @@ def _check(models: list[nn.Module], configs: list[TrainConfig], how: str) -> Non
     shapes = [[(name, p.shape) for name, p in model.named_parameters()] for model in models]
     if any(each != shapes[0] for each in shapes):
         raise ValueError("all models must be of one architecture, with the same shapes")
-    if any(isinstance(module, _BatchNorm) for module in models[0].modules()):
-        raise ValueError(
+
+
+def _obstacle(model: nn.Module, configs: list[TrainConfig]) -> str:
+    """Why these cannot be trained together; empty if they can."""
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return (
             "models with BatchNorm cannot be trained together: their running statistics would "
             "mix; train them one by one"
         )
     common = {replace(c, seed=0, lr=0.5, momentum=0.5, weight_decay=0.5) for c in configs}
     if len(common) > 1:
-        raise ValueError(f"configurations may differ only in {', '.join(FREE)}")
+        return f"configurations may differ only in {', '.join(FREE)}"
     first = configs[0]
     if first.optimizer not in ("sgd", "momentum", "nesterov"):
-        raise ValueError(
-            f"optimizer must be 'sgd', 'momentum' or 'nesterov', got {first.optimizer!r}"
-        )
+        return f"optimizer must be 'sgd', 'momentum' or 'nesterov', got {first.optimizer!r}"
     if first.precision != "float32" or first.target_loss:
-        raise ValueError("networks trained together need precision 'float32', target_loss 0")
+        return "networks trained together need precision 'float32', target_loss 0"
+    return ""
+
+
+def _pays(model: nn.Module) -> bool:
+    """Whether one batched operation is faster than one after the other."""
+    if next(model.parameters()).device.type == "cuda":
+        return True
+    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+    return not convolves and sum(p.numel() for p in model.parameters()) < SMALL

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import landscape_core as lc
+import landscape_core.experiments.ensemble
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +58,31 @@ def test_one_that_diverges_does_not_disturb_the_others(data):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
 
 
-def test_on_a_cpu_it_is_one_after_the_other(data):
-    one, other = networks(data, "mlp", (0,)), networks(data, "mlp", (0,))
-    config = lc.TrainConfig(epochs=2)
-    lc.train_ensemble(one, data, [config], progress=False)
-    lc.train(other[0], data, config, progress=False)
-    for p, q in zip(one[0].parameters(), other[0].parameters(), strict=True):
-        assert torch.equal(p, q)
+@pytest.mark.parametrize(
+    ("make", "optimizer", "together"),
+    [
+        (lambda data: networks(data, "mlp", (0, 1)), "momentum", True),
+        (lambda data: networks(data, "mlp", (0, 1)), "adam", False),
+        (lambda data: networks(data, "cnn", (0, 1)), "momentum", False),
+        (lambda data: [lc.MLP(data.input_shape, 10, width=256)] * 2, "momentum", False),
+        (lambda data: [lc.MLP(data.input_shape, 10, width=8, batchnorm=True)], "sgd", False),
+    ],
+    ids=["small", "adam", "cnn", "large", "batchnorm"],
+)
+def test_what_cannot_or_does_not_pay_is_done_one_by_one(
+    data, monkeypatch, make, optimizer, together
+):
+    done = []
+    kept = lc.experiments.ensemble._Together.train
+    monkeypatch.setattr(
+        lc.experiments.ensemble._Together, "train",
+        lambda self, progress: done.append("together") or kept(self, progress),
+    )  # fmt: skip
+    models = make(data)
+    configs = [lc.TrainConfig(epochs=1, optimizer=optimizer)] * len(models)
+    histories = lc.train_ensemble(models, data, configs, progress=False)
+    assert [len(history.epochs) for history in histories] == [1] * len(models)
+    assert done == (["together"] if together else [])
 
 
 @pytest.mark.parametrize(

@@ -595,3 +595,19 @@ def test_a_table_leaves_a_damaged_record_out_and_says_so(tmp_path):
     (study.folder / f"{first['key'][0]}.npz").write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged .* it is left out"):
         assert study.table()["x"].tolist() == [2]
+
+
+NOTEBOOK = """
+def run(seed):
+    data = lc.load('digits', subset=(100, 50))
+    return {'classes': data.classes, 'drawn': float(torch.ones(2).sum())}
+"""
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_function_of_a_notebook_travels_to_workers(tmp_path):
+    names = {"__name__": "__main__", "lc": lc, "torch": torch}
+    exec(NOTEBOOK, names)
+    study = lc.Study("notebook", names["run"], tmp_path)
+    table = study.run(lc.grid(seed=0), workers=1, progress=False)
+    assert table[["status", "classes", "drawn"]].to_numpy().tolist() == [["done", 10, 2.0]]
