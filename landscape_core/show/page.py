@@ -30,7 +30,12 @@ STYLE = """<style>
 .lc-page td.note {opacity: .75; font-size: 85%}
 .lc-page img {width: 100%; height: auto; background: white}
 .lc-page figure {margin: 1rem 0}
-.lc-page figcaption {opacity: .75; font-size: 90%}
+.lc-page figcaption {color: inherit; opacity: .8; font-size: 90%}
+@media (max-width: 600px) {
+ .lc-page tr {display: block; border-bottom: 1px solid rgba(128,128,128,.4); padding: .2rem 0}
+ .lc-page td, .lc-page td.number {display: block; text-align: left; border: 0; padding: 0;
+  white-space: normal}
+}
 </style>"""
 PAPER = "<style>body {color: #1a1a1a; background: #fff}</style>"  # of a page on its own
 
