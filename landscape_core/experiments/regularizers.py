@@ -118,13 +118,10 @@ class FlatnessPenalty(Regularizer):
         rng: torch.Generator,
     ) -> RegularizedStep:
         """See :meth:`Regularizer.step`."""
-        count = len(batch[1])
-        parts = _parts(batch, 2 if self.two_batches else 1)
-        losses = [loss(*part) for part in parts]
-        slopes = [_grad(value, parameters, keep=True) for value in losses]
-        scale = self.weight / (count * self.probes)
+        task, slopes = _slopes(loss, parameters, batch, 2 if self.two_batches else 1)
+        scale = self.weight / (len(batch[1]) * self.probes)
         sizes = [p.numel() for p in parameters]
-        task, squares = _mean(losses, parts), torch.zeros((), device=losses[0].device)
+        squares = torch.zeros((), device=task.device)
         # The derivative of a'b is that of a weighted by b, and of b weighted by a: the products
         # need no graph of their own. The scale is multiplied in at the end, once.
         unit = scale if self.two_batches else 2 * scale
@@ -134,7 +131,9 @@ class FlatnessPenalty(Regularizer):
             v = [d.view_as(p) for d, p in zip(flat.split(sizes), parameters, strict=True)]
             products = [_grad(slope, parameters, v, keep=True) for slope in slopes]
             for first, second in zip(products[0], products[-1], strict=True):
-                squares = squares + torch.dot(first.detach().view(-1), second.detach().view(-1))
+                squares = squares + torch.dot(
+                    first.detach().flatten(), second.detach().flatten()
+                )
                 both = [(first, second), (second, first)][: len(products)]
                 roots += [root for root, _ in both if root.requires_grad]
                 weights += [weight.detach() for root, weight in both if root.requires_grad]
@@ -171,12 +170,9 @@ class GradientPenalty(Regularizer):
         rng: torch.Generator,
     ) -> RegularizedStep:
         """See :meth:`Regularizer.step`."""
-        parts = _parts(batch, 2 if self.two_batches else 1)
-        losses = [loss(*part) for part in parts]
-        slopes = [_grad(value, parameters, keep=True) for value in losses]
+        task, slopes = _slopes(loss, parameters, batch, 2 if self.two_batches else 1)
         pairs = zip(slopes[0], slopes[-1], strict=True)
         penalty = self.weight * torch.stack([torch.sum(a * b) for a, b in pairs]).sum()
-        task = _mean(losses, parts)
         return RegularizedStep(
             task.detach(), penalty.detach(), _grad(task + penalty, parameters)
         )
@@ -303,18 +299,20 @@ def _grad(
     )  # fmt: skip
 
 
-def _parts(batch: tuple[Tensor, Tensor], count: int) -> list[tuple[Tensor, Tensor]]:
+def _slopes(
+    loss: BatchLoss, parameters: Sequence[Tensor], batch: tuple[Tensor, Tensor], count: int
+) -> tuple[Tensor, list[Gradients]]:
+    """Mean loss of a batch, and the gradients of its `count` parts, to be differentiated."""
     inputs, targets = batch
     if len(targets) < count:
         raise ValueError(f"two batches need at least {count} examples, got {len(targets)}")
-    return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
-
-
-def _mean(losses: Sequence[Tensor], parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The mean over all examples, from the means over parts."""
-    sizes = [len(targets) for _, targets in parts]
-    weighted = [size / sum(sizes) * value for value, size in zip(losses, sizes, strict=True)]
-    return torch.stack(weighted).sum()
+    parts = zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)
+    losses, shares = [], []
+    for x, y in parts:
+        losses.append(loss(x, y))
+        shares.append(len(y) / len(targets))
+    mean = torch.stack([w * value for w, value in zip(shares, losses, strict=True)]).sum()
+    return mean, [_grad(value, parameters, keep=True) for value in losses]
 
 
 def _check_positive(name: str, value: float, zero: bool = False) -> None:

@@ -247,3 +247,17 @@ def test_two_halves_need_two_examples():
     model, (x, y) = problem()
     with pytest.raises(ValueError, match="need at least 2 examples, got 1"):
         step_of(lc.GradientPenalty(1.0, two_batches=True), model, (x[:1], y[:1]))
+
+
+@pytest.mark.parametrize(
+    "regularizer", [lc.FlatnessPenalty(0.1, 1), lc.GradientPenalty(0.1), lc.SAM(0.05)]
+)
+def test_images_with_channels_last_are_regularized_too(regularizer):
+    data = lc.load("digits", subset=(100, 50))
+    ends = []
+    for precision in ("auto", "float32"):
+        model = lc.SmallCNN(data.input_shape, data.classes, width=2)
+        config = lc.TrainConfig(epochs=1, precision=precision)
+        lc.train(model, data, config, regularizer=regularizer, progress=False)
+        ends.append(lc.Objective(model, F.cross_entropy, data.train).loss())
+    torch.testing.assert_close(*ends, rtol=0.05, atol=0.05)
