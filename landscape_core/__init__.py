@@ -30,7 +30,8 @@ from landscape_core.experiments.history import (
     TrainConfig,
     TrainingState,
 )
-from landscape_core.experiments.models import MLP, SmallCNN
+from landscape_core.experiments.metrics import landscape_metrics
+from landscape_core.experiments.models import MLP, ResNet, SmallCNN
 from landscape_core.experiments.parameters import ParameterError, check_parameters
 from landscape_core.experiments.records import DamagedRecordError, Record
 from landscape_core.experiments.regularizers import (
@@ -52,7 +53,7 @@ from landscape_core.experiments.statistics import (
 )
 from landscape_core.experiments.store import Store, reference
 from landscape_core.experiments.study import StoreError, Study, grid
-from landscape_core.experiments.tracking import CurvatureTracker
+from landscape_core.experiments.tracking import CurvatureTracker, WeightTracker
 from landscape_core.experiments.training import train
 from landscape_core.geometry.alignment import Alignment, align
 from landscape_core.geometry.ascent import (
@@ -160,6 +161,7 @@ __all__ = [
     "Record",
     "RegularizedStep",
     "Regularizer",
+    "ResNet",
     "Segment",
     "SmallCNN",
     "SpectralDensity",
@@ -170,6 +172,7 @@ __all__ = [
     "SymmetricOperator",
     "TrainConfig",
     "TrainingState",
+    "WeightTracker",
     "WorstSharpness",
     "align",
     "barrier",
@@ -191,6 +194,7 @@ __all__ = [
     "grid",
     "holm",
     "images",
+    "landscape_metrics",
     "layer_curvature",
     "line",
     "load",

@@ -14,13 +14,22 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import psutil
 import torch
 
 import landscape_core
 from landscape_core.experiments.records import plain
+
+
+@runtime_checkable
+class Coded(Protocol):
+    """What has a hash of code of its own: another study, which a run takes results from."""
+
+    code: str
+    folder: Path
+
 
 NUMERICS = ("curvature", "geometry", "experiments")  # folders; and the modules beside them
 
@@ -107,6 +116,8 @@ def _sources(function: Any, found: dict[str, str]) -> dict[str, str]:
         own = getattr(value, "__module__", None) == getattr(function, "__module__", "")
         if own and isinstance(value, types.FunctionType | type):
             _sources(value, found)
+        elif isinstance(value, Coded):
+            found[used] = value.code
     return found
 
 

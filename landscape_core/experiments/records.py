@@ -21,6 +21,7 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from landscape_core.experiments.history import History
 from landscape_core.results import Estimate
@@ -62,6 +63,35 @@ class Record:
     def key(self) -> str:
         """The hash of the parameters, under which the record is filed."""
         return parameter_hash(self.parameters)
+
+    def load_weights(self, model: nn.Module, name: str = "model") -> nn.Module:
+        """Put the weights and buffers of a model that the run returned into `model`.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Of the same architecture; it is changed, and returned in evaluation mode.
+        name : str
+            Under which the run returned it.
+
+        Raises
+        ------
+        KeyError
+            If the record holds no model of that name.
+        """
+        prefix = f"{name}."
+        saved = {
+            k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)
+        }
+        if not saved:
+            raise KeyError(f"the record holds no model {name!r}, only {', '.join(self.arrays)}")
+        shapes = {key: value.shape for key, value in model.state_dict().items()}
+        state = {
+            key: torch.from_numpy(value.copy()).reshape(shapes.get(key, value.shape))
+            for key, value in saved.items()
+        }
+        model.load_state_dict(state)
+        return model.eval()
 
 
 class DamagedRecordError(ValueError):
@@ -127,6 +157,9 @@ def collect(returned: Any) -> dict[str, Any]:
             if f"{name}_stderr" in returned:
                 raise TypeError(f"result '{name}_stderr' is given twice, once by an estimate")
             scalars |= {name: value.value, f"{name}_stderr": value.stderr}
+        elif isinstance(value, nn.Module):
+            state = value.state_dict().items()
+            arrays |= {f"{name}.{key}": each.detach().cpu().numpy() for key, each in state}
         elif isinstance(value, pd.DataFrame):
             tables[name] = _checked_table(name, value)
         else:
@@ -160,8 +193,8 @@ def _sort(name: str, value: Any, scalars: dict[str, Any], arrays: dict[str, Any]
         arrays[name] = value
         return
     raise TypeError(
-        f"result {name!r} must be a number, a string, an Estimate, an array, a tensor, a table "
-        f"or a History, got {type(value).__name__}"
+        f"result {name!r} must be a number, a string, an Estimate, an array, a tensor, "
+        f"a table, a model or a History, got {type(value).__name__}"
     )
 
 

@@ -78,11 +78,14 @@ class Store:
                 parts.append(table)
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
-    def publish(self, folder: str | Path, digits: int = 5) -> Path:
+    def publish(
+        self, folder: str | Path, digits: int = 5, leave_out: Sequence[str] = ()
+    ) -> Path:
         """Write all finished records into `folder / name`, small enough to be shipped.
 
         Arrays of floating-point numbers are rounded to so many significant digits and kept in
-        single precision; scalars and tables stay as they are.
+        single precision; scalars and tables stay as they are. Arrays and models named in
+        `leave_out` stay behind.
         """
         target = Path(folder) / self.name
         target.mkdir(parents=True, exist_ok=True)
@@ -90,7 +93,11 @@ class Store:
             record = records.read(path)
             if record.status == "failed":
                 continue
-            arrays = {name: _rounded(array, digits) for name, array in record.arrays.items()}
+            arrays = {
+                name: _rounded(array, digits)
+                for name, array in record.arrays.items()
+                if name.split(".")[0] not in leave_out
+            }
             records.write(replace(record, arrays=arrays), target / path.name)
         return target
 

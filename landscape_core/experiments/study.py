@@ -159,6 +159,27 @@ class Study(Store):
             _report_failures(table)
         return table
 
+    def __call__(self, **parameters: Any) -> Record:
+        """The record of one run, which is done now if it is not in the store.
+
+        So one run can begin where another one ended: with the network, say, that the study
+        `networks` has trained, ``networks(width=64, seed=0).arrays["theta"]``. The code of that
+        study is then part of the code of the run.
+
+        Raises
+        ------
+        RuntimeError, FloatingPointError
+            If that run failed or diverged.
+        """
+        self.run([parameters], progress=False)
+        record = self.record(**parameters)
+        if record.status != "done":
+            kind = FloatingPointError if record.status == "diverged" else RuntimeError
+            raise kind(
+                f"{self.name} {record.status} for {written(parameters)}: {record.message}"
+            )
+        return record
+
     def _complete(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters with the function's defaults filled in, or a sentence on what is wrong."""
         signature = inspect.signature(self.function)

@@ -6,6 +6,7 @@ from numbers import Integral
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from landscape_core.criteria import Criterion
@@ -135,3 +136,49 @@ class CurvatureTracker:
         top = top_eigenpairs(operator, 1, "LA", tol=self.tol, start=start)
         self._last[layer] = top.vectors[:, 0]
         return top
+
+
+class WeightTracker:
+    """A callback for :func:`train` that keeps theta after every epoch, on the CPU.
+
+    Parameters
+    ----------
+    every_epochs : int
+        Keep it after every so many epochs.
+
+    Attributes
+    ----------
+    thetas : list of Tensor, shape (n,)
+        All trainable parameters, flat, as in :class:`Objective`.
+
+    Examples
+    --------
+    >>> import landscape_core as lc
+    >>> data = lc.load("digits", subset=(200, 50))
+    >>> model, tracker = lc.MLP(data.input_shape, data.classes, width=8), lc.WeightTracker()
+    >>> _ = lc.train(model, data, lc.TrainConfig(epochs=3), [tracker], progress=False)
+    >>> lc.frame_of_trajectory(tracker.thetas).coordinates.shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, every_epochs: int = 1) -> None:
+        if not isinstance(every_epochs, Integral) or every_epochs < 1:
+            raise ValueError(f"every_epochs must be a whole number >= 1, got {every_epochs}")
+        self.every_epochs: int = int(every_epochs)
+        self.thetas: list[Tensor] = []
+
+    def __call__(self, state: TrainingState) -> None:
+        """Keep the weights, where that is asked for."""
+        if state.epoch % self.every_epochs == 0:
+            weights = [
+                p.detach().flatten() for p in state.model.parameters() if p.requires_grad
+            ]
+            self.thetas.append(torch.cat(weights).cpu())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an interrupted training needs to go on."""
+        return {"thetas": self.thetas}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.thetas = list(state["thetas"])
