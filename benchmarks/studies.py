@@ -1,4 +1,4 @@
-"""Overhead of studies, resuming, workers, and ensembles, in one run.
+"""Overhead of studies, resuming, workers, ensembles and precisions, in one run.
 
 python benchmarks/studies.py
 """
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from curvature import machine
@@ -24,12 +25,12 @@ def nothing(x: int) -> dict[str, Any]:
     return {"y": x}
 
 
-def training(seed: int) -> dict[str, Any]:
-    """A run that takes a quarter of a minute on one thread."""
+def training(seed: int, width: int, epochs: int) -> dict[str, Any]:
+    """A run that takes about a quarter of a minute on one thread."""
     torch.set_num_threads(1)
     data = lc.load("digits")
-    model = lc.MLP(data.input_shape, data.classes, width=256, seed=seed)
-    history = lc.train(model, data, lc.TrainConfig(epochs=400, seed=seed), progress=False)
+    model = lc.MLP(data.input_shape, data.classes, width=width, seed=seed)
+    history = lc.train(model, data, lc.TrainConfig(epochs=epochs, seed=seed), progress=False)
     return {"history": history}
 
 
@@ -51,18 +52,23 @@ def overhead() -> dict[str, float]:
 
 
 def workers() -> dict[str, float]:
-    """Eight trainings, one after the other and on two workers."""
-    times = {}
-    for count in (None, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            study = lc.Study("training", training, folder)
-            runs = lc.grid(seed=range(8))
-            times[count] = seconds(lambda: study.run(runs, workers=count, progress=False))  # noqa: B023
-    return {
-        "seconds, serial": times[None],
-        "seconds, 2 workers": times[2],
-        "speed-up": times[None] / times[2],
-    }
+    """Eight trainings, one after the other and on two workers; with short and longer steps."""
+    found = {}
+    for width, epochs in ((256, 400), (1024, 80)):
+        times = {}
+        for count in (None, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                study = lc.Study("training", training, folder)
+                runs = lc.grid(seed=range(8), width=width, epochs=epochs)
+                times[count] = seconds(  # starting the workers included
+                    lambda: study.run(runs, workers=count, progress=False)  # noqa: B023
+                )
+        found |= {
+            f"width {width}: seconds, serial": times[None],
+            f"width {width}: seconds, 2 workers": times[2],
+            f"width {width}: speed-up": times[None] / times[2],
+        }
+    return found
 
 
 def ensembles(networks: int) -> dict[str, float]:
@@ -83,6 +89,27 @@ def ensembles(networks: int) -> dict[str, float]:
     return {"networks": networks} | found | {"separately over together": ratio}
 
 
+def precisions(examples: int) -> dict[str, Any]:
+    """Seconds of an epoch in each precision, per 1,000 random images of 32 x 32 pixels."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (examples, 32, 32, 3), dtype=np.uint8)
+    part = (pixels, np.arange(examples) % 10)
+    data, found = lc.images(part, (pixels[:20], part[1][:20])), {}  # type: dict[str, Any]
+    networks = {
+        "CNN": lambda: lc.SmallCNN(data.input_shape, 10, width=64, depth=3, hidden=350),
+        "ResNet": lambda: lc.ResNet(data.input_shape, 10, width=56),
+    }
+    for name, make in networks.items():
+        for precision in ("float32", "bf16", "auto"):
+            config = lc.TrainConfig(epochs=2, batch_size=128, precision=precision)
+            history = lc.train(make().to(device), data, config, progress=False)
+            found[f"{name}: {precision}"] = 1000 * history.epochs[-1].seconds / examples
+        found[f"{name}: picked"] = str(history.picked)
+        found[f"{name}: float32 over auto"] = found[f"{name}: float32"] / found[f"{name}: auto"]
+    return found
+
+
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -97,9 +124,10 @@ def main() -> None:
         "overhead": overhead(),
         "workers": workers(),
         "ensembles": ensembles(options.networks),
+        "precisions": precisions(512),
     }
     Path(options.out).write_text(json.dumps(results, indent=1) + "\n")
-    for name in ("overhead", "workers", "ensembles"):
+    for name in ("overhead", "workers", "ensembles", "precisions"):
         print(pd.Series(results[name], name=name).to_string(), "\n")
 
 

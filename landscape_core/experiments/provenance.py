@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import os
@@ -48,6 +49,8 @@ def package_hash() -> str:
 
 def code_hash(run: Callable[..., Any]) -> str:
     """Hash of a run's code: its source, and that of the functions it calls from its module.
+
+    Comments and layout are no part of it.
 
     Values that it closes over are part of it where they are plain; functions of other modules,
     and values of global variables, are not: hand them to the run as parameters.
@@ -98,7 +101,7 @@ def _sources(function: Any, found: dict[str, str]) -> dict[str, str]:
     if name in found:
         return found
     try:
-        found[name] = textwrap.dedent(inspect.getsource(function))
+        found[name] = _meaning(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError):
         code = getattr(function, "__code__", None)
         if code is None:
@@ -119,6 +122,14 @@ def _sources(function: Any, found: dict[str, str]) -> dict[str, str]:
         elif isinstance(value, Coded):
             found[used] = value.code
     return found
+
+
+def _meaning(source: str) -> str:
+    """Source without comments and layout, which change no number."""
+    try:
+        return ast.unparse(ast.parse(source))
+    except SyntaxError:  # a lambda in the middle of an expression
+        return source
 
 
 def _names(function: Any) -> set[str]:

@@ -61,6 +61,19 @@ class Store:
             raise KeyError(f"there is no record of {self.name} for {written(parameters)}")
         return records.read(path)
 
+    def find(self, **some: Any) -> list[Record]:
+        """The records whose parameters have these values, whatever the others are.
+
+        In the order in which they were begun, with arrays and tables.
+        """
+        wanted = records.plain(some, "of the search")
+        found = []
+        for path in self.folder.glob("*.npz"):
+            parameters = records.read(path, arrays=False).parameters
+            if all(name in parameters and parameters[name] == v for name, v in wanted.items()):
+                found.append(records.read(path))
+        return sorted(found, key=lambda record: record.provenance["begun"])
+
     def arrays(self, **parameters: Any) -> dict[str, np.ndarray]:
         """The arrays of one run, by name."""
         return self.record(**parameters).arrays

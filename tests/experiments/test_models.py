@@ -30,9 +30,43 @@ def test_depth_zero_is_a_linear_classifier():
     assert [type(layer) for layer in lc.MLP((4, 2), 3, depth=0)] == [nn.Flatten, nn.Linear]
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7)])
+@pytest.mark.parametrize("skips", [True, False])
+@pytest.mark.parametrize("batchnorm", [True, False])
+def test_residual_networks_and_their_controls_take_any_image(shape, skips, batchnorm):
+    model = lc.ResNet(shape, 7, width=3, blocks=1, skips=skips, batchnorm=batchnorm)
+    assert model(torch.zeros(4, *shape)).shape == (4, 7)
+    kinds = [type(module) for module in model.modules()]
+    assert (nn.BatchNorm2d in kinds) == batchnorm
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_block_with_silent_convolutions_passes_on_what_it_was_given_only_with_skips():
+    x = torch.rand(2, 3, 5, 5)
+    for skips in (True, False):
+        block = lc.ResNet((3, 5, 5), 2, width=3, skips=skips, batchnorm=False)[2]
+        for p in block.body.parameters():
+            nn.init.zeros_(p)
+        assert torch.equal(block(x), x if skips else torch.zeros_like(x))
+
+
+def test_the_networks_of_the_studies_have_the_sizes_that_are_stated():
+    sizes = [
+        sum(p.numel() for p in model.parameters())
+        for model in (
+            lc.SmallCNN((3, 32, 32), 10, width=64, depth=3, hidden=350),
+            lc.ResNet((3, 32, 32), 10, width=56),
+        )
+    ]
+    assert sizes == [1808276, 2127618]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: lc.ResNet((8, 8), 3), r"\(channels, height, width\), got \(8, 8\)"),
+        (lambda: lc.ResNet((1, 8, 8), 3, blocks=0), "blocks must be at least 1, got 0"),
+        (lambda: lc.SmallCNN((1, 8, 8), 3, hidden=-1), "hidden must be at least 1, got -1"),
         (lambda: lc.MLP((4,), 0), "classes must be at least 1, got 0"),
         (lambda: lc.MLP((4,), 3, width=0), "width must be at least 1, got 0"),
         (lambda: lc.MLP((4,), 3, depth=-1), "depth must be at least 0, got -1"),

@@ -123,7 +123,7 @@ def test_what_a_run_returns_is_sorted():
     assert set(found["arrays"]) == {"loss", "surface"}
     assert (found["status"], found["message"]) == ("diverged", "in epoch 2")
     with pytest.raises(TypeError, match="result 'model' must be a number, a string"):
-        records.collect({"model": torch.nn.Linear(1, 1)})
+        records.collect({"model": object()})
     with pytest.raises(TypeError, match="a run must return a dict of named results, got float"):
         records.collect(1.0)
 
@@ -275,6 +275,12 @@ def test_a_change_of_code_outdates_records_and_comments_elsewhere_do_not(tmp_pat
     assert len(list((study.folder / "outdated").glob("*.npz"))) == 2
     longer = module(tmp_path / "third_version.py", source.format(2) + "\ndef more(): ...\n").run
     assert code_hash(longer) == code_hash(new)
+    remarked = (
+        source.format(2)
+        .replace("return x", "# what for?\n    return (x")
+        .replace(" 2\n", " 2)\n")
+    )
+    assert code_hash(module(tmp_path / "fourth_version.py", remarked).run) == code_hash(new)
 
 
 def test_another_version_of_the_package_outdates_records(tmp_path, monkeypatch):
@@ -572,6 +578,71 @@ def test_published_records_are_rounded_read_without_code_and_ship(tmp_path, monk
     assert arrays["count"].dtype == np.int64
     with pytest.raises(KeyError, match="there is no reference run 'halves', only: thirds"):
         lc.reference("halves")
+
+
+# --- runs that begin where others ended -------------------------------------------------------
+
+
+def norm_model() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+
+
+def makes_a_model(seed: int) -> dict:
+    torch.manual_seed(seed)
+    model = norm_model()
+    model(torch.randn(8, 3))  # moves the running statistics
+    return {"model": model, "loss": [1.0, 2.0]}
+
+
+def test_a_model_comes_back_with_its_buffers_and_stays_behind_when_published(tmp_path):
+    networks = lc.Study("networks", makes_a_model, tmp_path)
+    record = networks(seed=3)
+    model = record.load_weights(norm_model())
+    for name, value in makes_a_model(3)["model"].state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert not model.training
+    with pytest.raises(KeyError, match="holds no model 'net', only model"):
+        record.load_weights(norm_model(), "net")
+    networks.publish(tmp_path / "shipped", leave_out=["model"])
+    (shipped,) = lc.Store(tmp_path / "shipped" / "networks").find(seed=3)
+    assert list(shipped.arrays) == ["loss"]
+
+
+def test_a_study_is_called_as_the_function_would_be_and_computes_once(tmp_path):
+    study = lc.Study("square", square, tmp_path)
+    assert study(x=3.0).scalars == {"y": 9.0}
+    begun = study(x=3.0, power=2).provenance["begun"]
+    assert study(x=3.0).provenance["begun"] == begun
+    with pytest.raises(RuntimeError, match="square failed for x='a'"):
+        study(x="a")
+
+
+def test_records_are_found_by_some_of_their_parameters(tmp_path):
+    study = lc.Study("square", square, tmp_path)
+    study.run(lc.grid(x=[1.0, 2.0], power=[2, 3]), progress=False)
+    assert [r.scalars["y"] for r in study.find(power=3)] == [1.0, 8.0]
+    assert study.find(power=4) == []
+    assert study.find(depth=4) == []
+
+
+def test_the_code_of_a_study_that_a_run_takes_results_from_is_part_of_its_code(tmp_path):
+    before = (
+        "import landscape_core as lc\n"
+        "def make(x): return {'y': x}\n"
+        f"made = lc.Study('made', make, {str(tmp_path)!r})\n"
+        "def use(x): return {'z': made(x=x).scalars['y']}\n"
+    )
+    codes = []
+    for index, text in enumerate((before, before.replace("'y': x}", "'y': 2 * x}"))):
+        module = tmp_path / f"uses_{index}.py"
+        module.write_text(text)
+        spec = importlib.util.spec_from_file_location(module.stem, module)
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        study = lc.Study("used", loaded.use, tmp_path)
+        codes.append(study.code)
+        assert study(x=3).scalars == {"z": 3 * (index + 1)}
+    assert codes[0] != codes[1]
 
 
 def dies_always(x: int) -> dict:

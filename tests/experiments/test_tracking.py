@@ -119,3 +119,19 @@ def test_a_block_of_parameters_can_be_followed_alone(data):
 def test_bad_arguments_are_refused(data, options, message):
     with pytest.raises(ValueError, match=message):
         lc.CurvatureTracker(F.cross_entropy, data.train, **options)
+
+
+def test_weights_are_kept_as_theta_and_survive_an_interruption(tmp_path):
+    data = lc.load("digits", subset=(150, 50))
+    config = lc.TrainConfig(epochs=4, batch_size=50)
+    model, tracker = lc.MLP(data.input_shape, data.classes, width=8), lc.WeightTracker(2)
+    lc.train(model, data, config, [tracker], progress=False)
+    assert len(tracker.thetas) == 2
+    assert torch.equal(
+        tracker.thetas[-1], lc.Objective(model, F.cross_entropy, data.train).theta
+    )
+    again = lc.WeightTracker(2)
+    again.load_state_dict(tracker.state_dict())
+    assert all(map(torch.equal, again.thetas, tracker.thetas))
+    with pytest.raises(ValueError, match="every_epochs must be a whole number >= 1, got 0"):
+        lc.WeightTracker(0)
