@@ -1,5 +1,6 @@
 # make book   install, execute the notebooks, build the site
 # make test   install, then everything that CI checks
+# make reference STUDY=08_width   run a study at full scale, and ship its records (hours)
 # Another interpreter: make book PYTHON=python3.12
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: book test install lint unit notebooks browser site clean
+.PHONY: book test install lint unit notebooks browser site reference clean
 
 book: install
 	jupyter-book build book -W -n --keep-going
@@ -44,6 +45,12 @@ notebooks: install
 browser: book
 	sh tests/browser/find_chromium.sh
 	pytest -n 2 tests/browser
+
+# Runs that are finished are kept in runs/, so that it can be interrupted and called again.
+reference: install
+	mkdir -p runs
+	papermill notebooks/$(STUDY).ipynb runs/$(STUDY).ipynb -f studies/$(STUDY).yaml -p store $(CURDIR)/runs
+	python studies/publish.py runs $(STUDY)
 
 clean:
 	rm -rf _build $(VENV) build dist *.egg-info

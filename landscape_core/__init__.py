@@ -91,6 +91,7 @@ from landscape_core.geometry.tracing import trace_permutations
 from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterSpace
 from landscape_core.results import Eigenpairs, Estimate, Evaluation, with_error
+from landscape_core.show.difference import plot_difference
 from landscape_core.show.explorers import plot_contour_steps, plot_line_steps
 from landscape_core.show.page import Number, Page
 from landscape_core.show.picture import Picture
@@ -102,6 +103,7 @@ from landscape_core.show.plots import (
     plot_training,
 )
 from landscape_core.show.report import report
+from landscape_core.show.seeds import plot_epochs, plot_groups, plot_scatter
 from landscape_core.show.spectra import plot_convergence, plot_density, plot_density_steps
 from landscape_core.show.surfaces import plot_contours, plot_surface
 from landscape_core.show.tables import summary_table
@@ -211,11 +213,15 @@ __all__ = [
     "plot_convergence",
     "plot_density",
     "plot_density_steps",
+    "plot_difference",
+    "plot_epochs",
     "plot_flatness",
+    "plot_groups",
     "plot_images",
     "plot_line_steps",
     "plot_lines",
     "plot_paths",
+    "plot_scatter",
     "plot_surface",
     "plot_training",
     "plot_walk",

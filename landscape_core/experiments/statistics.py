@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -193,15 +193,23 @@ def summarize(
     Returns
     -------
     DataFrame
-        One row to a group, one column of :class:`Interval` to each of `columns`, and `n`.
+        One row to a group, one column of :class:`Interval` to each of `columns`, and `n`; a
+        column `note` says where groups are small. Missing values are left out.
     """
     keys = [by] if isinstance(by, str) else list(by)
     rows = {}
     for key, group in table.groupby(keys):
         found: dict[str, Any] = {"n": len(group)}
-        found |= {name: mean_interval(group[name].dropna(), level) for name in columns}
-        rows[key if len(keys) > 1 else key[0]] = found
+        for name in columns:
+            values = group[name].dropna()
+            nothing = Interval(math.nan, math.nan, math.nan, 0, level)
+            found[name] = (
+                replace(mean_interval(values, level), note="") if len(values) else nothing
+            )
+        rows[key if len(keys) > 1 else key[0]] = found | {"note": _note(len(group))}
     result = pd.DataFrame.from_dict(rows, orient="index")
+    if not result["note"].any():
+        del result["note"]
     result.index.names = keys if len(keys) > 1 else [keys[0]]
     return result
 

@@ -81,8 +81,13 @@ def test_groups_are_summarized():
     found = lc.summarize(table, "width", ["loss"])
     assert found.loc[8, "loss"].value == 2
     assert found.loc[16, "n"] == 2
+    assert found.loc[16, "note"] == "an interval from 2 samples is itself very uncertain"
+    table.loc[:1, "loss"] = math.nan
+    gaps = lc.summarize(table, "width", ["loss"])
+    assert math.isnan(gaps.loc[8, "loss"].value)
+    assert gaps.loc[8, "loss"].n == 0
     both = lc.summarize(table, ["width", "seed"], ["loss"])
-    assert both.loc[(8, 1), "loss"].value == 3
+    assert both.loc[(16, 1), "loss"].value == 5
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
+
+import landscape_core as lc
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 FAST = {"epochs": 1, "train_examples": 200, "probes": 2, "directions": 2, "slice_points": 3,
         "path_points": 3}  # fmt: skip
 
@@ -58,6 +62,19 @@ def test_notebook_installs_from_the_address_in_pyproject(path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = re.findall(r"git\+(https://\S+?)[\"\\]", path.read_text())
     assert found == [project["urls"]["Repository"]]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_full_scale_parameters_are_those_of_the_notebook(path):
+    cells = json.loads((ROOT / "notebooks" / f"{path.stem}.ipynb").read_text())["cells"]
+    named = {tag: "".join(c["source"]) for c in cells for tag in tags(c)}
+    check = next("".join(c["source"]) for c in cells if "check_param" in "".join(c["source"]))
+    namespace: dict = {"lc": lc}
+    exec(named["parameters"], namespace)
+    known = set(namespace["__annotations__"])
+    chosen = yaml.safe_load(path.read_text())
+    assert set(chosen) <= known
+    exec(check, namespace | chosen)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,258 @@
+"""Figures of studies: many runs, their mean over seeds and its 95 % interval.
+
+Intervals are drawn from three runs of a group on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from landscape_core.experiments.statistics import correlation, mean_interval
+from landscape_core.show.picture import Picture
+from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
+
+Columns = Mapping[str, str]  # what an axis says, with units, to the column it shows
+
+
+@styled
+def plot_epochs(
+    histories: pd.DataFrame,
+    panels: Columns,
+    by: str,
+    *,
+    epoch: str = "epoch",
+    log: Collection[str] = (),
+) -> Picture:
+    """Means over seeds against the epoch, with their 95 % intervals as bands.
+
+    Parameters
+    ----------
+    histories : DataFrame
+        One row to an epoch of a run, such as :meth:`Store.tables` gives.
+    panels : mapping of str to str
+        What the axis of a panel says to the column that it shows.
+    by : str
+        The column that tells groups of runs apart; a group is one line.
+    epoch : str
+        The column along the horizontal axis.
+    log : collection of str
+        The panels with a logarithmic axis.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"epoch": [1, 2, 1, 2], "loss": [2.0, 1, 3, 2], "lr": [0.1] * 4})
+    >>> plot_epochs(table, {"loss (nats)": "loss"}, by="lr")
+    Picture(still)
+    """
+    figure, grid = _panels(panels, histories, by)
+    names = {str(name): part for name, part in histories.groupby(by, sort=False)}
+    for axes, (label, column) in zip(grid, panels.items(), strict=True):
+        for name, look in looks(names).items():
+            means, half = _over_seeds(names[name], epoch, column)
+            axes.plot(
+                means.index, means, label=name, color=look["color"], linestyle=look["linestyle"]
+            )
+            axes.fill_between(
+                means.index, means - half, means + half, color=look["color"], alpha=0.2,
+                linewidth=0,
+            )  # fmt: skip
+        axes.set(xlabel=epoch, ylabel=label)
+        if label in log:
+            axes.set_yscale("log")
+            plain_log_ticks(axes.yaxis)
+    return _finished(figure, grid[0], by)
+
+
+@styled
+def plot_groups(
+    table: pd.DataFrame,
+    panels: Columns,
+    x: str,
+    *,
+    by: str | None = None,
+    log: Collection[str] = (),
+    logx: bool = False,
+) -> Picture:
+    """Every run as a point, and the mean of each group with its 95 % interval.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row to a run, such as :meth:`Study.run` returns.
+    panels : mapping of str to str
+        What the axis of a panel says to the column that it shows.
+    x : str
+        The column along the horizontal axis: numbers, or names of settings.
+    by : str or None
+        A second column that tells groups apart, by colour and marker.
+    log : collection of str
+        The panels with a logarithmic axis.
+    logx : bool
+        Whether numbers along the horizontal axis stand on a logarithmic one.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"width": [64, 64, 256, 256], "trace": [9.0, 8.0, 5.0, 4.0]})
+    >>> plot_groups(table, {"trace": "trace"}, x="width", logx=True)
+    Picture(still)
+    """
+    figure, grid = _panels(panels, table, x, *([by] if by else []))
+    groups = list(table.groupby(by, sort=False)) if by else [("", table)]
+    places, ticks = _places(table[x], logx)
+    lying = max(map(len, ticks)) > 8  # long names stand beside rows
+    if lying:
+        figure.set_size_inches(WIDTH, 1.2 + 0.28 * len(ticks) * (len(grid) + 2) // 3)
+        places = -places
+    for axes, (label, column) in zip(grid, panels.items(), strict=True):
+        for index, (name, look) in enumerate(looks(str(name) for name, _ in groups).items()):
+            moved = places + (index - (len(groups) - 1) / 2) * 0.25 / len(groups)
+            _group(axes, groups[index][1], column, x, moved, {**look, "label": name}, lying)
+        named, valued = (axes.yaxis, axes.xaxis) if lying else (axes.xaxis, axes.yaxis)
+        named.set_ticks(places.to_numpy(), labels=ticks)
+        named.set_minor_locator(NullLocator())
+        named.set_label_text("" if lying else x)
+        valued.set_label_text(label)
+        if label in log:
+            (axes.set_xscale if lying else axes.set_yscale)("log")
+            plain_log_ticks(valued)
+        if lying and axes is not grid[0]:
+            named.set_ticklabels([])
+    return _finished(figure, grid[0] if by else None, by or "")
+
+
+@styled
+def plot_scatter(
+    table: pd.DataFrame, panels: Columns, y: tuple[str, str], *, by: str | None = None
+) -> Picture:
+    """One outcome against several measures, a point to a run, with rank correlations.
+
+    The title of a panel holds the rank correlation with its 95 % interval and the number of
+    runs. Runs of different settings differ in much else: a correlation over them is no effect.
+
+    Parameters
+    ----------
+    table : DataFrame
+    panels : mapping of str to str
+        What the horizontal axis of a panel says to the column that it shows; logarithmic where
+        all values are positive and span more than a factor of ten.
+    y : (str, str)
+        What the vertical axis says, and its column.
+    by : str or None
+        The column that tells settings apart, by colour and marker.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"trace": [1.0, 2, 3, 4, 6], "gap": [0.1, 0.3, 0.2, 0.4, 0.5]})
+    >>> plot_scatter(table, {"trace": "trace"}, y=("gap", "gap"))
+    Picture(still)
+    """
+    figure, grid = _panels(panels, table, y[1], *([by] if by else []))
+    groups = list(table.groupby(by, sort=False)) if by else [("", table)]
+    for axes, (label, column) in zip(grid, panels.items(), strict=True):
+        for (name, part), look in zip(
+            groups, looks(str(name) for name, _ in groups).values(), strict=True
+        ):
+            axes.scatter(
+                part[column], part[y[1]], s=22, label=str(name), color=look["color"],
+                marker=look["marker"], alpha=0.8,
+            )  # fmt: skip
+        values = table[column].dropna()
+        if values.min() > 0 and values.max() > 10 * values.min():
+            axes.set_xscale("log")
+            plain_log_ticks(axes.xaxis)
+        found = correlation(table[column], table[y[1]], method="spearman")
+        axes.set_title(
+            f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n}", fontsize=9
+        )
+        axes.set(xlabel=label, ylabel=y[0] if axes is grid[0] else "")
+    return _finished(figure, grid[0] if by else None, by or "")
+
+
+def _panels(panels: Columns, table: pd.DataFrame, *needed: str) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel to each column, two to a row where there are more than three."""
+    if not panels:
+        raise ValueError("there is nothing to draw: name at least one panel")
+    for column in [*panels.values(), *needed]:
+        if column not in table:
+            raise ValueError(
+                f"the table has no column {column!r}, only {', '.join(map(str, table))}"
+            )
+    columns = len(panels) if len(panels) <= 3 else 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.7 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in grid[len(panels) :]:
+        unused.set_visible(False)
+    return figure, grid[: len(panels)]
+
+
+def _finished(figure: Figure, axes: Axes | None, title: str) -> Picture:
+    """With one legend above all panels, where there is more than one group."""
+    if axes is not None:
+        handles, names = axes.get_legend_handles_labels()
+        columns = min(len(names), 5 if max(map(len, names)) < 14 else 3)
+        figure.legend(
+            handles, names, loc="outside upper center", ncols=columns, title=title,
+            title_fontsize=9,
+        )  # fmt: skip
+    return Picture(figure)
+
+
+def _over_seeds(part: pd.DataFrame, x: str, column: str) -> tuple[pd.Series, pd.Series]:
+    """Mean at each x and half its 95 % interval; no interval for a single seed."""
+    grouped = part.groupby(x)[column]
+    half = grouped.apply(lambda v: _half(v.to_numpy()))
+    return grouped.mean(), half
+
+
+def _half(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    if len(finite) < 3:  # two runs have an interval, of the width of the page
+        return 0.0
+    interval = mean_interval(finite)
+    return float(interval.high - interval.low) / 2
+
+
+def _places(values: pd.Series, logx: bool) -> tuple[pd.Series, list[str]]:
+    """Where each value of the horizontal axis stands: equally far apart, in their order."""
+    known: Sequence[Any] = list(dict.fromkeys(values))
+    if pd.api.types.is_numeric_dtype(values):
+        known = sorted(known)
+    at = np.arange(len(known), dtype=float)
+    if logx and len(known) > 1:
+        logs = np.log(np.asarray(known, dtype=float))
+        at = (logs - logs[0]) / np.diff(logs).min()
+    names = [f"{each:g}" if isinstance(each, float) else str(each) for each in known]
+    return pd.Series(at, index=pd.Index(known)), names
+
+
+def _group(
+    axes: Axes,
+    part: pd.DataFrame,
+    column: str,
+    x: str,
+    places: pd.Series,
+    look: dict[str, str],
+    lying: bool,
+) -> None:
+    """Points and means of one group, upwards or, where names are long, to the right."""
+    colour, name = look["color"], look["label"]
+    grouped = part.groupby(x, sort=False)[column]
+    means, half = grouped.mean(), grouped.apply(lambda v: _half(v.to_numpy()))
+    at, ends = part[x].map(places), [places[each] + 0.08 for each in means.index]
+    axes.scatter(
+        part[column] if lying else at, at if lying else part[column], s=14, color=colour,
+        alpha=0.4,
+    )  # fmt: skip
+    axes.errorbar(
+        means if lying else ends, ends if lying else means,
+        xerr=half if lying else None, yerr=None if lying else half,
+        color=colour, marker=look["marker"], linestyle="none", label=name,
+    )  # fmt: skip

@@ -1,0 +1,122 @@
+"""Figures of studies show every run, the mean, and its interval."""
+
+import matplotlib.colors as mcolors
+import numpy as np
+import pandas as pd
+import pytest
+
+import landscape_core as lc
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"width": w, "seed": s, "lr": lr, "trace": 100 / w + rng.normal(), "loss": 1.0 / w}
+        for w in (8, 64)
+        for lr in (0.1, 0.2)
+        for s in range(4)
+    ]
+    return pd.DataFrame(rows)
+
+
+def bars(axes):
+    """Means and ends of the intervals, as they are drawn."""
+    (container,) = axes.containers
+    x, y = container.lines[0].get_data()
+    segments = container.lines[2][0].get_segments()
+    ends = np.array([s[:, 1] for s in segments], dtype=float)
+    return np.asarray(x), np.asarray(y, dtype=float), ends
+
+
+def test_groups_show_every_run_and_the_interval_of_the_mean(table):
+    picture = lc.plot_groups(table[table.lr == 0.1], {"trace": "trace"}, x="width", logx=True)
+    (axes,) = picture.still.axes
+    points = axes.collections[0].get_offsets()
+    assert len(points) == 8
+    _, means, ends = bars(axes)
+    wanted = lc.mean_interval(table.query("width == 8 and lr == 0.1")["trace"])
+    assert means[0] == pytest.approx(wanted.value)
+    assert ends[0] == pytest.approx([wanted.low, wanted.high])
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["8", "64"]
+
+
+def test_second_names_stand_beside_each_other_and_in_the_legend(table):
+    picture = lc.plot_groups(table, {"trace": "trace"}, x="width", by="lr")
+    (legend,) = picture.still.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["0.1", "0.2"]
+    first, second = (c.lines[0].get_xdata() for c in picture.still.axes[0].containers)
+    assert all(a < b for a, b in zip(first, second, strict=True))
+
+
+def test_long_names_stand_beside_rows(table):
+    named = table.assign(run=table.width.map("a network of width {}".format))
+    picture = lc.plot_groups(named, {"trace": "trace", "loss": "loss"}, x="run", log=["loss"])
+    left, right = picture.still.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == [
+        "a network of width 8", "a network of width 64"
+    ]  # fmt: skip
+    assert right.get_xscale() == "log"
+    assert left.get_xlabel() == "trace"
+
+
+def test_no_interval_is_drawn_from_two_runs(table):
+    two = table[(table.lr == 0.1) & (table.seed < 2)]
+    _, means, ends = bars(lc.plot_groups(two, {"trace": "trace"}, x="width").still.axes[0])
+    np.testing.assert_allclose(ends, np.stack([means, means], axis=1))
+
+
+def test_epochs_have_bands_of_the_interval(table):
+    histories = pd.concat(
+        [table.assign(epoch=e, loss=table.loss / e + 0.01 * table.seed) for e in (1, 2)]
+    )
+    picture = lc.plot_epochs(histories, {"loss": "loss", "trace": "trace"}, by="width")
+    axes = picture.still.axes[0]
+    x, y = axes.lines[0].get_data()
+    part = histories.query("width == 8 and epoch == 2").loss
+    assert list(x) == [1, 2]
+    assert y[1] == pytest.approx(part.mean())
+    band = axes.collections[0].get_paths()[0].vertices
+    interval = lc.mean_interval(part)
+    assert band[:, 1].max() >= interval.high - 1e-12
+    assert mcolors.to_hex(axes.lines[0].get_color()) == lc.show.style.COLOURS[0]
+
+
+def test_a_scatter_says_the_correlation_and_its_number_of_runs(table):
+    picture = lc.plot_scatter(table, {"trace": "trace"}, y=("loss", "loss"), by="lr")
+    (axes,) = picture.still.axes
+    found = lc.correlation(table["trace"], table["loss"])
+    assert axes.get_title() == (
+        f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}], n = 16"
+    )
+    assert sum(len(c.get_offsets()) for c in axes.collections) == 16
+
+
+@pytest.mark.parametrize("plot", [lc.plot_groups, lc.plot_epochs])
+def test_columns_that_are_not_there_are_named(table, plot):
+    options = {"x": "width"} if plot is lc.plot_groups else {"by": "width"}
+    with pytest.raises(ValueError, match="the table has no column 'rank', only width, seed"):
+        plot(table, {"rank": "rank"}, **options)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot(table, {}, **options)
+
+
+def plane(height):
+    x = np.linspace(-1, 1, 5)
+    return lc.Plane(x, x, height + x[:, None] ** 2 + x**2, None)
+
+
+def test_the_difference_of_two_planes_is_the_second_minus_the_first():
+    picture = lc.plot_difference({"base": plane(1.0), "other": plane(3.0)})
+    third = picture.still.axes[2]
+    shown = third.collections[0].get_array()
+    np.testing.assert_allclose(np.asarray(shown).ravel(), 2.0)
+    assert third.get_title() == "second minus first"
+
+
+def test_planes_that_cannot_be_compared_are_refused():
+    with pytest.raises(ValueError, match="a baseline and another, got 1"):
+        lc.plot_difference({"base": plane(1.0)})
+    wider = lc.Plane(np.linspace(-2, 2, 5), np.linspace(-2, 2, 5), np.ones((5, 5)), None)
+    with pytest.raises(ValueError, match="the same steps along both directions"):
+        lc.plot_difference({"base": plane(1.0), "other": wider})
