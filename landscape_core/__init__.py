@@ -93,6 +93,7 @@ from landscape_core.parameter_space import ParameterSpace
 from landscape_core.results import Eigenpairs, Estimate, Evaluation, with_error
 from landscape_core.show.difference import plot_difference
 from landscape_core.show.explorers import plot_contour_steps, plot_line_steps
+from landscape_core.show.ledger import Entry, Ledger, ledger
 from landscape_core.show.page import Number, Page
 from landscape_core.show.picture import Picture
 from landscape_core.show.plots import (
@@ -126,6 +127,7 @@ __all__ = [
     "DamagedRecordError",
     "DiagonalEstimate",
     "Eigenpairs",
+    "Entry",
     "EpochRecord",
     "Estimate",
     "Evaluation",
@@ -142,6 +144,7 @@ __all__ = [
     "LabelNoise",
     "LayerCurvature",
     "LayerTable",
+    "Ledger",
     "Line",
     "Matrix",
     "NoiseAlignment",
@@ -198,6 +201,7 @@ __all__ = [
     "images",
     "landscape_metrics",
     "layer_curvature",
+    "ledger",
     "line",
     "load",
     "m_sharpness",

@@ -9,7 +9,7 @@ import landscape_core as lc
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORT_NAMES = {"scikit-learn": "sklearn"}
+IMPORT_NAMES = {"PyYAML": "yaml", "scikit-learn": "sklearn"}
 
 
 def test_the_package_requires_what_it_imports_and_nothing_else():

@@ -231,8 +231,8 @@ def _obstacle(model: nn.Module, configs: list[TrainConfig]) -> str:
     first = configs[0]
     if first.optimizer not in ("sgd", "momentum", "nesterov"):
         return f"optimizer must be 'sgd', 'momentum' or 'nesterov', got {first.optimizer!r}"
-    if first.precision != "float32" or first.target_loss:
-        return "networks trained together need precision 'float32', target_loss 0"
+    if first.precision != "float32" or first.target_loss or first.clip:
+        return "networks trained together need precision 'float32', target_loss 0, clip 0"
     return ""
 
 

@@ -56,6 +56,9 @@ class TrainConfig:
         Order of the data, and any randomness inside the model (dropout).
     label_smoothing : float
         From 0 (none) to below 1.
+    clip : float
+        Longest gradient of a step, as an l2 norm over all parameters: a longer one is
+        shortened to it. 0 is none.
     precision : {"float32", "bf16", "auto"}
         ``"bf16"``: forward passes under bfloat16 autocast; weights stay float32. ``"auto"``:
         what is fast for this model on this device; see :func:`picked_precision`. The history
@@ -80,6 +83,7 @@ class TrainConfig:
     target_loss: float = 0.0
     seed: int = 0
     label_smoothing: float = 0.0
+    clip: float = 0.0
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
@@ -98,7 +102,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
-        for name in ("weight_decay", "final_lr", "target_loss"):
+        for name in ("weight_decay", "final_lr", "target_loss", "clip"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 

@@ -68,6 +68,8 @@ class Trainer:
             loss, hits, penalty = gradients_of(
                 self.forward, self.model, config, self.regularizer, self.probe_rng, batch
             )
+            if config.clip:
+                nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
             optimizer.step()
             count = len(rows)
             totals += torch.stack([loss.double() * count, hits, penalty.double() * count])

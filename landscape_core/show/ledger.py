@@ -1,0 +1,303 @@
+"""Claims confronted with records: what was said, what was measured, and the verdict by rule.
+
+Claims, rules and explanations are one file, ``reference/claims.yaml``; the reference records
+give every number, when the ledger is made.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from landscape_core.experiments.statistics import (
+    Interval,
+    correlation,
+    mean_interval,
+    paired_difference,
+)
+from landscape_core.experiments.store import REFERENCE, Store
+
+CLAIMS = REFERENCE / "claims.yaml"
+Where = Mapping[str, Any]
+BOUNDS = ("above", "below", "between")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One claim and what became of it.
+
+    Attributes
+    ----------
+    claim, source : str
+        What was claimed, and by which study.
+    measured : Interval or None
+        None where the claim is no statement about a measurement.
+    verdict : {"reproduced", "partly", "not reproduced", "not well posed", "not yet measured"}
+    rule : str
+        How the verdict follows from the measurement; it was written down with the claim.
+    explanation, chapter : str
+    scale : str
+        Of the records: data, images, epochs, machine.
+    """
+
+    claim: str
+    source: str
+    measured: Interval | None
+    verdict: str
+    rule: str
+    explanation: str
+    chapter: str
+    scale: str
+
+
+class Ledger:
+    """All claims with their verdicts, in the order of the file.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+    """
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = list(entries)
+
+    def table(self) -> pd.DataFrame:
+        """One row to a claim."""
+        return pd.DataFrame([vars(entry) for entry in self.entries])
+
+    def counts(self) -> dict[str, int]:
+        """How many claims have each verdict."""
+        return {str(k): int(v) for k, v in self.table()["verdict"].value_counts().items()}
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for entry in self.entries:
+            measured = "" if entry.measured is None else f"{entry.measured}; "
+            say = html.escape
+            parts.append(
+                f'<div class="lc-claim"><h3>{say(entry.claim)}</h3>'
+                f'<p><strong class="lc-verdict">{say(entry.verdict)}</strong> '
+                f'<span class="lc-source">({say(entry.source)})</span></p>'
+                f"<p>Measured: {say(measured)}{say(entry.scale)}<br>Rule: {say(entry.rule)}</p>"
+                f"<p>{say(entry.explanation)} "
+                f'<a href="{say(entry.chapter)}">The figure</a>.</p></div>'
+            )
+        return "\n".join(parts)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{entry.verdict:>16}  {entry.claim}" for entry in self.entries)
+
+
+def ledger(claims: str | Path = CLAIMS, reference: str | Path = REFERENCE) -> Ledger:
+    """Confront the claims of a file with the reference records.
+
+    Parameters
+    ----------
+    claims : path
+        A list of mappings: `claim`, `source`, `chapter`, `explanation`; `measure`, a mapping
+        with the name of a function of :data:`MEASURES` as `of` and its arguments; and `rule`,
+        one of ``above: x``, ``below: x``, ``between: [a, b]``. A claim that contradicts itself
+        has `inconsistent` in their place: see :func:`contradiction`.
+    reference : path
+        The folder of the records.
+
+    Raises
+    ------
+    ValueError
+        If an entry of the file cannot be read; the sentence names the claim.
+    """
+    entries = yaml.safe_load(Path(claims).read_text())
+    return Ledger([_entry(each, Path(reference)) for each in entries])
+
+
+def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
+    """What a rule says of a measurement.
+
+    ``above: x`` is reproduced where the whole interval lies above x, partly where only the
+    value does. ``between: [a, b]`` is reproduced where the interval and the range overlap,
+    partly where the value is within a factor of two of the range.
+
+    >>> verdict(Interval(0.2, 0.1, 0.3, 5), {"above": 0})
+    'reproduced'
+    """
+    ((kind, bound),) = rule.items()
+    if kind not in BOUNDS:
+        raise ValueError(f"a rule must be one of {', '.join(BOUNDS)}, got {kind!r}")
+    if not math.isfinite(measured.value):
+        return "not yet measured"
+    low, high = measured.low, measured.high
+    if math.isnan(low):  # too few runs for an interval: nothing but the value is known
+        low = high = measured.value
+    if kind == "between":
+        least, most = bound
+        if low <= most and high >= least:
+            return "reproduced"
+        close = least / 2 <= measured.value <= 2 * most
+        return "partly" if close else "not reproduced"
+    sign = 1 if kind == "above" else -1
+    nearest = min(sign * low, sign * high)
+    if nearest > sign * bound:
+        return "reproduced"
+    return "partly" if sign * measured.value > sign * bound else "not reproduced"
+
+
+def written(rule: Mapping[str, Any]) -> str:
+    """A rule as a sentence."""
+    ((kind, bound),) = rule.items()
+    if kind == "between":
+        ends = f"{bound[0]:g} to {bound[1]:g}"
+        return (
+            f"reproduced if the 95 % interval meets {ends}, partly if the value is within a "
+            "factor of two of that"
+        )
+    where = f"{kind} {bound:g}"
+    return f"reproduced if the whole 95 % interval is {where}, partly if only the value is"
+
+
+def contradiction(inconsistent: Mapping[str, Any]) -> str:
+    """Why a claim is not well posed, from its own numbers.
+
+    Parameters
+    ----------
+    inconsistent : mapping
+        ``quotient: [a, b]`` with ``stated: c``, where a / b is not c; ``points: n`` of a
+        correlation that n points cannot have otherwise; or ``reason``, a sentence.
+
+    >>> contradiction({"quotient": [0.0717, 0.00129], "stated": 18})
+    'stated as 18 times, but 0.0717 / 0.00129 = 55.6'
+    """
+    if "quotient" in inconsistent:
+        above, below = inconsistent["quotient"]
+        stated, real = inconsistent["stated"], above / below
+        if abs(real / stated - 1) < 0.05:
+            raise ValueError(f"{above} / {below} is {stated}: there is no contradiction")
+        return f"stated as {stated:g} times, but {above:g} / {below:g} = {real:.1f}"
+    if "points" in inconsistent:
+        count = inconsistent["points"]
+        if count > 2:
+            raise ValueError(f"{count} points do not determine a correlation")
+        return f"a correlation from {count} points is 1 or -1 whatever was measured"
+    return str(inconsistent["reason"])
+
+
+# --- measures: from records to an interval ----------------------------------------------------
+
+
+def _rows(table: pd.DataFrame, where: Where) -> pd.DataFrame:
+    for name, value in where.items():
+        several = value if isinstance(value, list) else [value]
+        table = table[table[name].isin(several)]
+    return table
+
+
+def mean(store: Store, column: str, where: Where) -> Interval:
+    """Mean of a column over seeds."""
+    return mean_interval(_rows(store.table(), where)[column].dropna())
+
+
+def difference(
+    store: Store, column: str, where: Where, base: Where, minus: str | None = None
+) -> Interval:
+    """Mean paired difference over seeds, of rows `where` and rows `base`.
+
+    With `minus`, of the column minus that one.
+    """
+    table = store.table()
+    values = table[column] - (table[minus] if minus else 0.0)
+    table = table.assign(value=values)
+    here, there = (
+        _rows(table, rows).dropna(subset="value").set_index("seed")["value"]
+        for rows in (where, base)
+    )
+    both = here.index.intersection(there.index)
+    return paired_difference(here[both], there[both])
+
+
+def ratio(store: Store, column: str, where: Where, base: Where) -> Interval:
+    """Geometric mean of paired ratios over seeds."""
+    table = store.table()
+    table = table.assign(log=np.log(table[column]))
+    here, there = (_rows(table, rows).set_index("seed")["log"] for rows in (where, base))
+    both = here.index.intersection(there.index)
+    return _exponential(paired_difference(here[both], there[both]))
+
+
+def lead(store: Store, column: str, by: str, where: Where) -> Interval:
+    """Paired difference over seeds between the best setting and the second best."""
+    table = _rows(store.table(), where)
+    best, second = table.groupby(by)[column].mean().nlargest(2).index
+    return difference(store, column, {**where, by: best}, {**where, by: second})
+
+
+def unrest(store: Store, column: str, where: Where, base: Where, last: int = 10) -> Interval:
+    """Ratio over seeds of a column's variance over the last epochs of training."""
+    logs: list[list[float]] = []
+    for rows in (where, base):
+        runs = sorted(store.find(**rows), key=lambda record: int(record.parameters["seed"]))
+        ends = [record.tables["history"][column].tail(last) for record in runs]
+        logs.append([math.log(end.var()) for end in ends])
+    return _exponential(paired_difference(logs[0], logs[1]))
+
+
+def rank_correlation(store: Store, x: str, y: str, where: Where) -> Interval:
+    """Spearman's correlation of two columns over runs."""
+    table = _rows(store.table(), where)
+    return correlation(table[x], table[y])
+
+
+def _exponential(logs: Interval) -> Interval:
+    """The interval of a ratio from that of its logarithm."""
+    value, low, high = (math.exp(x) for x in (logs.value, logs.low, logs.high))
+    return Interval(value, low, high, logs.n, logs.level, logs.note)
+
+
+MEASURES: dict[str, Callable[..., Interval]] = {
+    each.__name__: each for each in (mean, difference, ratio, lead, unrest, rank_correlation)
+}
+
+
+def _entry(claim: Mapping[str, Any], reference: Path) -> Entry:
+    told = {name: str(claim[name]).strip() for name in ("claim", "source", "explanation")}
+    chapter = str(claim["chapter"])
+    if "inconsistent" in claim:
+        reason = contradiction(claim["inconsistent"])
+        return Entry(
+            measured=None, verdict="not well posed", rule=reason, chapter=chapter, scale="",
+            **told,
+        )  # fmt: skip
+    arguments = dict(claim["measure"])
+    name, folder = arguments.pop("of"), reference / arguments.pop("store")
+    rule = claim["rule"]
+    if name not in MEASURES:
+        known = ", ".join(MEASURES)
+        raise ValueError(f"{told['claim']!r}: measure must be one of {known}, got {name!r}")
+    if not folder.is_dir():
+        nothing = Interval(math.nan, math.nan, math.nan, 0)
+        return Entry(
+            measured=nothing, verdict="not yet measured", rule=written(rule), chapter=chapter,
+            scale="", **told,
+        )  # fmt: skip
+    store = Store(folder)
+    measured = MEASURES[name](store, **arguments)
+    return Entry(
+        measured=measured, verdict=verdict(measured, rule), rule=written(rule),
+        chapter=chapter, scale=_scale(store), **told,
+    )  # fmt: skip
+
+
+def _scale(store: Store) -> str:
+    """Data, images, epochs and machine of the first record."""
+    first = store.find()[0]
+    had, made = first.parameters, first.provenance
+    return (
+        f"{had['dataset']}, {had['examples']:,} training images, {had['epochs']} epochs, "
+        f"{made['processor'] or made['device']}"
+    )

@@ -1,0 +1,169 @@
+"""The ledger: numbers from records, verdicts from rules, and neither from anywhere else."""
+
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import landscape_core as lc
+from landscape_core.experiments import records
+from landscape_core.experiments.store import REFERENCE, Store
+from landscape_core.show.ledger import CLAIMS, MEASURES, contradiction, verdict
+
+CLAIMED = yaml.safe_load(CLAIMS.read_text())
+MEASURED = [claim for claim in CLAIMED if "measure" in claim]
+
+
+def fake(weight: float, seed: int, dataset: str = "digits", examples: int = 10) -> dict:
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=20)
+    history = pd.DataFrame({"test_accuracy": 0.5 + (1 + weight) * 0.01 * noise})
+    return {
+        "accuracy": 0.5 + weight + 0.01 * seed,
+        "trace": 8.0 / (1 + weight),
+        "history": history,
+    }
+
+
+def epochs(weight: float, seed: int, epochs: int, dataset: str, examples: int) -> dict:
+    return fake(weight, seed)
+
+
+@pytest.fixture
+def reference(tmp_path):
+    study = lc.Study("study", epochs, tmp_path)
+    runs = lc.grid(weight=[0.0, 1.0], seed=range(6), epochs=20, dataset="digits", examples=10)
+    study.run(runs, progress=False)
+    return tmp_path
+
+
+def entry(**more):
+    told = {
+        "claim": "It helps.",
+        "source": "a study",
+        "explanation": "So.",
+        "chapter": "a.html",
+    }
+    return told | more
+
+
+def one(tmp_path, reference, **more):
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump([entry(**more)]))
+    return lc.ledger(path, reference).entries[0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "interval", "wanted"),
+    [
+        ({"above": 0}, (0.2, 0.1, 0.3), "reproduced"),
+        ({"above": 0}, (0.2, -0.1, 0.5), "partly"),
+        ({"above": 0}, (-0.2, -0.5, 0.1), "not reproduced"),
+        ({"below": 1}, (0.5, 0.4, 0.6), "reproduced"),
+        ({"below": 1}, (0.5, 0.1, 1.6), "partly"),
+        ({"below": 1}, (1.5, 1.1, 1.6), "not reproduced"),
+        ({"between": [2, 3]}, (3.2, 2.9, 3.5), "reproduced"),
+        ({"between": [2, 3]}, (5.9, 5.8, 6.0), "partly"),
+        ({"between": [2, 3]}, (6.1, 6.0, 6.2), "not reproduced"),
+        ({"between": [2, 3]}, (0.9, 0.8, 0.95), "not reproduced"),
+        ({"above": 0}, (0.2, math.nan, math.nan), "reproduced"),
+        ({"above": 0}, (math.nan, math.nan, math.nan), "not yet measured"),
+    ],
+)
+def test_verdicts_follow_from_the_rule(rule, interval, wanted):
+    assert verdict(lc.Interval(*interval, n=5), rule) == wanted
+
+
+def test_measures_are_what_pandas_says_of_the_records(reference, tmp_path):
+    store = Store(reference / "study")
+    table = store.table()
+    high, low = ({"weight": w} for w in (1.0, 0.0))
+    found = MEASURES["difference"](store, "accuracy", high, low)
+    assert found.value == pytest.approx(1.0)
+    assert found.n == 6
+    gap = MEASURES["difference"](store, "accuracy", high, low, minus="trace")
+    assert gap.value == pytest.approx(1.0 + 4.0)
+    assert MEASURES["mean"](store, "accuracy", high).value == pytest.approx(
+        table.query("weight == 1").accuracy.mean()
+    )
+    assert MEASURES["ratio"](store, "trace", high, low).value == pytest.approx(0.5)
+    assert MEASURES["lead"](store, "accuracy", "weight", {}).value == pytest.approx(1.0)
+    calm = MEASURES["unrest"](store, "test_accuracy", high, low)
+    assert calm.value == pytest.approx(4.0)
+    rank = MEASURES["rank_correlation"](store, "trace", "accuracy", {})
+    assert rank.value == pytest.approx(lc.correlation(table.trace, table.accuracy).value)
+
+
+def test_a_changed_record_changes_the_page(reference, tmp_path):
+    measure = {"of": "mean", "store": "study", "column": "accuracy", "where": {"weight": 1.0}}
+    told = {"measure": measure, "rule": {"between": [1.5, 1.6]}}
+    before = one(tmp_path, reference, **told)
+    assert before.verdict == "reproduced"
+    path = next(p for p in (reference / "study").glob("*.npz")
+                if records.read(p).parameters["weight"] == 1.0)  # fmt: skip
+    record = records.read(path)
+    record.scalars["accuracy"] = 30.0
+    records.write(record, path)
+    after = one(tmp_path, reference, **told)
+    assert after.measured.value == pytest.approx(
+        before.measured.value + (30 - 1.5) / 6, abs=0.02
+    )
+    assert after.verdict == "partly" if after.measured.value <= 3.2 else "not reproduced"
+
+
+def test_what_was_not_run_yet_says_so(reference, tmp_path):
+    measure = {"of": "mean", "store": "later", "column": "a", "where": {}}
+    found = one(tmp_path, reference, rule={"above": 0}, measure=measure)
+    assert found.verdict == "not yet measured"
+
+
+def test_contradictions_are_computed_from_the_claims_own_numbers(reference, tmp_path):
+    told = {"quotient": [0.0717, 0.00129], "stated": 18}
+    found = one(tmp_path, reference, inconsistent=told)
+    assert found.verdict == "not well posed"
+    assert "55.6" in found.rule
+    assert "from 2 points is 1 or -1" in contradiction({"points": 2})
+    with pytest.raises(ValueError, match="there is no contradiction"):
+        contradiction({"quotient": [36, 2], "stated": 18})
+    with pytest.raises(ValueError, match="3 points do not determine"):
+        contradiction({"points": 3})
+
+
+def test_a_wrong_file_is_named(reference, tmp_path):
+    measure = {"of": "median", "store": "study", "column": "accuracy", "where": {}}
+    with pytest.raises(
+        ValueError, match=r"'It helps.': measure must be one of mean, difference"
+    ):
+        one(tmp_path, reference, measure=measure, rule={"above": 0})
+    with pytest.raises(ValueError, match="a rule must be one of above, below, between"):
+        verdict(lc.Interval(1, 0, 2, 5), {"equals": 1})
+
+
+@pytest.mark.parametrize("claim", MEASURED, ids=lambda claim: claim["claim"])
+def test_every_number_of_the_ledger_comes_from_the_shipped_records(claim, tmp_path):
+    """Recomputed after the records were copied and their order of writing changed."""
+    folder = REFERENCE / claim["measure"]["store"]
+    shipped = next(e for e in lc.ledger().entries if e.claim == claim["claim"])
+    if not folder.is_dir():
+        assert shipped.verdict == "not yet measured"
+        return
+    copy = tmp_path / folder.name
+    copy.mkdir()
+    for path in sorted(folder.glob("*.npz"), reverse=True):
+        shutil.copy(path, copy)
+    again = one(tmp_path, tmp_path, **claim)
+    assert (again.measured, again.verdict) == (shipped.measured, shipped.verdict)
+    emptied = claim["measure"] | {"store": "nowhere"}
+    assert one(tmp_path, tmp_path, **claim | {"measure": emptied}).verdict == "not yet measured"
+
+
+def test_the_page_says_all_of_it():
+    found = lc.ledger()
+    page = found._repr_html_()
+    assert page.count('class="lc-claim"') == len(CLAIMED) == len(found.table())
+    assert sum(found.counts().values()) == len(CLAIMED)
+    for claim in CLAIMED:
+        assert claim["claim"].replace("'", "&#x27;").split(">")[0][:40] in page
