@@ -44,6 +44,7 @@ MEASUREMENTS = {
     "worst_sharpness": lambda o: lc.worst_sharpness(o, steps=2),
     "m_sharpness": lambda o: lc.m_sharpness(o, m=5),
     "box_sharpness": lambda o: lc.box_sharpness(o, steps=2),
+    "landscape_metrics": lambda o: lc.landscape_metrics(o, directions=2, ascent=2),
     "relative_curvature": lambda o: lc.relative_curvature(o),
     "noise_robustness": lambda o: lc.noise_robustness(o, [0.1], draws=2),
     "fit_path": lambda o: lc.fit_path(

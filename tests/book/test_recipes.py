@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import landscape_core as lc
+
 PAGE = Path(__file__).resolve().parents[2] / "book" / "studies.md"
 
 
@@ -29,6 +31,21 @@ def test_the_first_example_runs(tmp_path, monkeypatch):
     assert table["status"].tolist() == ["done"] * 4, table["message"].tolist()
     assert {"trace", "trace_stderr", "lambda_max"} <= set(table.columns)
     assert len(names["study"].arrays(width=4, seed=0)["eigenvalues"]) == 3
+
+
+def test_a_run_that_begins_where_another_one_ended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "import landscape_core as lc\nimport torch.nn.functional as F\n"
+    source += block("def train_network") + "\nmeasured = lc.Study('noise', noise, 'runs')\n"
+    module = tmp_path / "nested.py"
+    module.write_text(source)
+    names: dict = {"__name__": "nested"}
+    exec(compile(source, str(module), "exec"), names)
+    runs = lc.grid(width=4, seed=0, draws=[2, 3])
+    table = names["measured"].run(runs, progress=False)
+    assert table["status"].tolist() == ["done"] * 2, table["message"].tolist()
+    assert len(names["networks"].table()) == 1
+    assert names["measured"].arrays(width=4, seed=0, draws=3)["accuracies"].shape[1] == 3
 
 
 @pytest.mark.filterwarnings("default")

@@ -163,3 +163,19 @@ def test_what_callbacks_return_stands_in_the_history():
         progress=False,
     )  # fmt: skip
     assert history.table()["double"].tolist() == [2, 4, 6]
+
+
+def test_clipped_gradients_are_no_longer_than_that_and_point_the_same_way():
+    data = lc.load("digits", subset=(64, 20))
+    steps = {}
+    for clip in (0.0, 0.05):
+        model = lc.MLP(data.input_shape, data.classes, width=8)
+        before = lc.Objective(model, F.cross_entropy, data.train).theta.clone()
+        config = lc.TrainConfig(optimizer="sgd", lr=1.0, batch_size=64, epochs=1, clip=clip)
+        lc.train(model, data, config, progress=False)
+        steps[clip] = lc.Objective(model, F.cross_entropy, data.train).theta - before
+    free, short = steps[0.0], steps[0.05]
+    assert float(short.norm()) == pytest.approx(0.05, rel=1e-3)
+    assert float(torch.cosine_similarity(free, short, dim=0)) == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(ValueError, match="clip must be 0 or more, got -1"):
+        lc.TrainConfig(clip=-1)
