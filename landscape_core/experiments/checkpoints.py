@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
+from torch import Tensor
 
 from landscape_core.experiments.context import current_run
 from landscape_core.experiments.data import Images
@@ -42,16 +44,22 @@ class Checkpoint:
 
     @classmethod
     def of(
-        cls, path: str | Path | None, trainer: Trainer, data: Images, callbacks: int
+        cls,
+        path: str | Path | None,
+        trainer: Trainer,
+        data: Images,
+        callbacks: Sequence[Callback],
     ) -> Checkpoint | None:
         """The checkpoint of a training: of the file named, or of the run in progress."""
         sizes = [data.train.examples, data.test.examples]
         identity = {
             "config": asdict(trainer.config),
-            "regularizer": repr(trainer.regularizer),
+            "regularizer": _described(trainer.regularizer),
             "data": [data.sha256, *sizes, float(data.train.inputs.double().sum())],
-            "model": [[name, list(p.shape)] for name, p in trainer.model.named_parameters()],
-            "callbacks": callbacks,
+            "labels": _hash([data.train.targets, data.test.targets]),
+            "model": str(trainer.model),
+            "initial weights": _hash(trainer.model.state_dict().values()),
+            "callbacks": [type(each).__qualname__ for each in callbacks],
         }
         run = current_run()
         if path is not None:
@@ -74,7 +82,7 @@ class Checkpoint:
         try:
             saved: dict[str, Any] = torch.load(self.path, weights_only=True)
             differs = [
-                name for name in self.identity if saved["of"][name] != self.identity[name]
+                name for name in self.identity if saved["of"].get(name) != self.identity[name]
             ]
         except Exception as error:
             if self.own:
@@ -91,6 +99,9 @@ class Checkpoint:
                 f"{', '.join(differs)}: remove it, or name another file"
             )
         trainer.load_state_dict(saved["trainer"])
+        buffers = dict(trainer.model.named_buffers())
+        for name, value in saved["buffers"].items():
+            buffers[name].copy_(value)
         history.epochs = [EpochRecord(**epoch) for epoch in saved["epochs"]]
         history.status, history.message = saved["status"]
         for callback, state in zip(callbacks, saved["callbacks"], strict=True):
@@ -103,9 +114,12 @@ class Checkpoint:
         states = [
             each.state_dict() if hasattr(each, "state_dict") else None for each in callbacks
         ]
+        for callback, kept in zip(callbacks, states, strict=True):
+            _check_plain(kept, type(callback).__qualname__)
         state = {
             "of": self.identity,
             "trainer": trainer.state_dict(),
+            "buffers": dict(trainer.model.named_buffers()),  # also those no state_dict holds
             "epochs": [asdict(epoch) for epoch in history.epochs],
             "status": (history.status, history.message),
             "callbacks": states,
@@ -122,3 +136,34 @@ class Checkpoint:
             partial.replace(self.path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _hash(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        )
+    return digest.hexdigest()[:16]
+
+
+def _described(regularizer: Any) -> str:
+    """Kind and values of a regularizer; the address of an object is neither."""
+    if regularizer is None:
+        return "none"
+    values = {name: repr(value) for name, value in sorted(vars(regularizer).items())}
+    return f"{type(regularizer).__qualname__} {values}"
+
+
+def _check_plain(state: Any, owner: str) -> None:
+    """Refuse what could be written, but not be read back."""
+    if isinstance(state, dict):
+        state = [*state.keys(), *state.values()]
+    if isinstance(state, list | tuple):
+        for each in state:
+            _check_plain(each, owner)
+    elif not (state is None or isinstance(state, bool | int | float | str | Tensor)):
+        raise TypeError(
+            f"state_dict of {owner} must hold tensors, numbers, strings, lists and dicts, got "
+            f"{type(state).__name__}"
+        )

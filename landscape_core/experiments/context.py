@@ -23,12 +23,15 @@ class RunContext:
         How many trainings have begun.
     quiet : bool
         Whether bars of its own would only disturb.
+    inside : frozenset
+        Folder and key of this run and of those in whose code it was asked for.
     """
 
     folder: Path
     data: dict[str, str] = field(default_factory=dict)
     trainings: int = 0
     quiet: bool = False
+    inside: frozenset[tuple[Path, str]] = frozenset()
 
 
 _current: ContextVar[RunContext | None] = ContextVar("run", default=None)

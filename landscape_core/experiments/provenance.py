@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
 import os
 import platform
 import subprocess
 import sys
-import textwrap
-import types
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import psutil
 import torch
 
 import landscape_core
-from landscape_core.experiments.records import plain
-
-
-@runtime_checkable
-class Coded(Protocol):
-    """What has a hash of code of its own: another study, which a run takes results from."""
-
-    code: str
-    folder: Path
-
 
 NUMERICS = ("curvature", "geometry", "experiments")  # folders; and the modules beside them
 
@@ -45,106 +30,6 @@ def package_hash() -> str:
         if path != root / "__init__.py":  # names what exists, computes nothing
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def code_hash(run: Callable[..., Any]) -> str:
-    """Hash of a run's code: its source, and that of the functions it calls from its module.
-
-    Comments and layout are no part of it.
-
-    Values that it closes over are part of it where they are plain; functions of other modules,
-    and values of global variables, are not: hand them to the run as parameters.
-
-    Raises
-    ------
-    TypeError
-        If the source cannot be found, or the function depends on what has no plain value.
-    """
-    holder = getattr(run, "__self__", None)
-    if holder is not None:
-        raise TypeError(
-            f"run must be a plain function, got a method of {type(holder).__name__}: what the "
-            "object holds would not be part of the parameters"
-        )
-    digest = hashlib.sha256()
-    for source in sorted(_sources(run, {}).values()):
-        digest.update(source.encode())
-    return digest.hexdigest()[:16]
-
-
-def _closed_over(function: Any) -> str:
-    """The values that a function closes over, written out."""
-    written = []
-    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
-        value = cell.cell_contents
-        if isinstance(value, types.FunctionType):
-            written.append(f"{name}={sorted(_sources(value, {}).values())}")
-            continue
-        if isinstance(value, types.ModuleType):
-            continue
-        try:
-            written.append(f"{name}={plain(value, name)!r}")
-        except (TypeError, ValueError):
-            kind = type(value).__name__
-            raise TypeError(
-                f"run must not depend on {name} from around it, a {kind}: hand it over as a "
-                "parameter"
-            ) from None
-    return "; ".join(written)
-
-
-def _sources(function: Any, found: dict[str, str]) -> dict[str, str]:
-    """Source of a function and of what it uses from its own module, by name."""
-    function = inspect.unwrap(function)
-    name = getattr(function, "__qualname__", repr(function))
-    if name in found:
-        return found
-    try:
-        found[name] = _meaning(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        if code is None:
-            raise TypeError(
-                f"run must be a function whose source can be found, got {function!r}"
-            ) from None
-        found[name] = repr((code.co_code, code.co_consts, code.co_names))
-    if name.endswith("<lambda>"):  # several can stand on one line of source
-        code = function.__code__
-        constants = [c for c in code.co_consts if not isinstance(c, types.CodeType)]
-        found[name] += repr((code.co_code, constants, code.co_names))
-    found[name] += _closed_over(function)
-    for used in _names(function):
-        value = getattr(function, "__globals__", {}).get(used)
-        own = getattr(value, "__module__", None) == getattr(function, "__module__", "")
-        if own and isinstance(value, types.FunctionType | type):
-            _sources(value, found)
-        elif isinstance(value, Coded):
-            found[used] = value.code
-    return found
-
-
-def _meaning(source: str) -> str:
-    """Source without comments and layout, which change no number."""
-    try:
-        return ast.unparse(ast.parse(source))
-    except SyntaxError:  # a lambda in the middle of an expression
-        return source
-
-
-def _names(function: Any) -> set[str]:
-    """Global names that a function, or the methods of a class, refer to."""
-    if isinstance(function, type):
-        methods = [m for m in vars(function).values() if isinstance(m, types.FunctionType)]
-        return set().union(*(_names(method) for method in methods))
-    code = getattr(function, "__code__", None)
-    names: set[str] = set()
-    waiting = [code] if code is not None else []
-    while waiting:
-        inner = waiting.pop()
-        names |= set(inner.co_names)
-        waiting += [c for c in inner.co_consts if isinstance(c, types.CodeType)]
-    return names
 
 
 @cache

@@ -78,6 +78,8 @@ class Record:
         ------
         KeyError
             If the record holds no model of that name.
+        ValueError
+            If a weight has another shape or type.
         """
         prefix = f"{name}."
         saved = {
@@ -85,11 +87,15 @@ class Record:
         }
         if not saved:
             raise KeyError(f"the record holds no model {name!r}, only {', '.join(self.arrays)}")
-        shapes = {key: value.shape for key, value in model.state_dict().items()}
-        state = {
-            key: torch.from_numpy(value.copy()).reshape(shapes.get(key, value.shape))
-            for key, value in saved.items()
-        }
+        state = {key: torch.from_numpy(value.copy()) for key, value in saved.items()}
+        for key, own in model.state_dict().items():
+            if own.ndim == 0 and key in state and state[key].shape == (1,):
+                state[key] = state[key][0]  # a file holds no array without axes
+            if key in state and (state[key].shape, state[key].dtype) != (own.shape, own.dtype):
+                raise ValueError(
+                    f"{key} of the model must be {own.dtype} {tuple(own.shape)}, the record "
+                    f"holds {state[key].dtype} {tuple(state[key].shape)}"
+                )
         model.load_state_dict(state)
         return model.eval()
 
@@ -160,6 +166,9 @@ def collect(returned: Any) -> dict[str, Any]:
         elif isinstance(value, nn.Module):
             state = value.state_dict().items()
             arrays |= {f"{name}.{key}": each.detach().cpu().numpy() for key, each in state}
+            clash = [each for each in returned if each.startswith(f"{name}.")]
+            if clash:
+                raise TypeError(f"result {clash[0]!r} is named as a part of the model {name!r}")
         elif isinstance(value, pd.DataFrame):
             tables[name] = _checked_table(name, value)
         else:
@@ -181,14 +190,17 @@ def _check_names(returned: Any) -> None:
 
 def _sort(name: str, value: Any, scalars: dict[str, Any], arrays: dict[str, Any]) -> None:
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         scalars[name] = value
         return
     if isinstance(value, list | tuple):
-        value = np.asarray(value)
+        value = _array(name, value)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"result {name!r} must be a plain array, got a masked one")
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufcU":
         arrays[name] = value
         return
@@ -196,6 +208,20 @@ def _sort(name: str, value: Any, scalars: dict[str, Any], arrays: dict[str, Any]
         f"result {name!r} must be a number, a string, an Estimate, an array, a tensor, "
         f"a table, a model or a History, got {type(value).__name__}"
     )
+
+
+def _array(name: str, values: list[Any] | tuple[Any, ...]) -> np.ndarray:
+    """A list as an array that says the same."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different length
+        raise TypeError(f"result {name!r} cannot be an array: {error}") from None
+    same = array.tolist() == list(values) or array.ndim != 1 or array.dtype.kind == "f"
+    kinds = {isinstance(each, str) for each in values}
+    whole = bool(values) and all(isinstance(each, int) for each in values)
+    if not same or len(kinds) > 1 or (whole and array.dtype.kind not in "bi"):
+        raise TypeError(f"result {name!r} must be a list of one kind of values, got {values!r}")
+    return array
 
 
 def write(record: Record, path: Path) -> None:
@@ -266,6 +292,8 @@ def read(path: Path, *, arrays: bool = True) -> Record:
 
 def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
     """Refuse what a record cannot hold, while the run can still be said to have failed."""
+    if not all(isinstance(column, str) for column in table.columns):
+        raise TypeError(f"table {name!r} must have strings as names of columns")
     if table.index.nlevels > 1 or table.columns.nlevels > 1 or not table.columns.is_unique:
         raise TypeError(f"table {name!r} must have one level of unique columns and of rows")
     for column in [table.index.to_series(), *(table[each] for each in table)]:
@@ -282,7 +310,7 @@ def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
 def _columns(table: pd.DataFrame) -> dict[str, Any]:
     """A table as lists of plain values; numbers keep all their digits."""
     return {
-        "index": None if isinstance(table.index, pd.RangeIndex) else {
+        "index": None if table.index.equals(pd.RangeIndex(len(table))) else {
             "name": table.index.name, "values": [_number(v) for v in table.index.tolist()],
         },
         "columns": [[str(c), [_number(v) for v in table[c].tolist()]] for c in table.columns],

@@ -7,7 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from landscape_core.experiments import records
-from landscape_core.experiments.context import RunContext, running
-from landscape_core.experiments.provenance import environment, peak_memory
+from landscape_core.experiments.context import RunContext, current_run, running
+from landscape_core.experiments.provenance import environment, package_hash, peak_memory
 from landscape_core.experiments.records import DamagedRecordError, Record, parameter_hash
+from landscape_core.experiments.seeding import seeded
 
 Run = Callable[..., Mapping[str, Any]]
 Outcome = Literal["made", "found", "busy"]
@@ -48,6 +49,9 @@ class Task:
 
 def execute(task: Task) -> tuple[str, Outcome]:
     """Do one run, unless its record is there or another process is doing it."""
+    current = current_run()
+    if current is not None and (task.folder, task.key) in current.inside:
+        raise RuntimeError("a run must not ask its own study for its own result")
     lock = FileLock(task.folder / "locks" / f"{task.key}.lock")
     seen = task.path.stat().st_mtime_ns if task.path.exists() else None
     try:
@@ -62,9 +66,18 @@ def execute(task: Task) -> tuple[str, Outcome]:
             torch.set_num_threads(task.threads)
         for left in task.folder.glob(f".{task.key}.*"):  # by a process killed while writing
             left.unlink(missing_ok=True)
-        records.write(_done(task), task.path)
-        for left in (task.folder / "checkpoints").glob(f"{task.key}*"):  # of older code too
-            shutil.rmtree(left, ignore_errors=True)
+        record = _done(task)
+        try:
+            records.write(record, task.path)
+        except (TypeError, ValueError):  # what no file can hold
+            record = replace(
+                record, status="failed", message=traceback.format_exc(), scalars={}, arrays={},
+                tables={},
+            )  # fmt: skip
+            records.write(record, task.path)
+        if record.status != "failed":  # its training need not be done again
+            for left in (task.folder / "checkpoints").glob(f"{task.key}*"):  # older code's too
+                shutil.rmtree(left, ignore_errors=True)
         # Safe while the lock is held: whoever locks the file after this sees the record.
         Path(lock.lock_file).unlink(missing_ok=True)
         return task.key, "made"
@@ -80,23 +93,26 @@ def _is_good(task: Task) -> bool:
 
 
 def _checkpoints(task: Task) -> Path:
-    return task.folder / "checkpoints" / f"{task.key}-{task.code}"
+    return task.folder / "checkpoints" / f"{task.key}-{task.code}-{package_hash()}"
 
 
 def _done(task: Task) -> Record:
     """Call the function, and make a record of what became of it."""
-    context = RunContext(_checkpoints(task), quiet=task.quiet)
+    around = current_run()
+    inside = {(task.folder, task.key)} | (around.inside if around else frozenset())
+    context = RunContext(_checkpoints(task), quiet=task.quiet, inside=frozenset(inside))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start, begun = time.perf_counter(), time.time()
     try:
-        with running(context):
+        # What a run draws without a seed depends on the run alone, not on those before it.
+        with running(context), seeded(int(task.key[:12], 16)):
             # A copy: what the function does to its arguments is not part of its parameters.
             fields = records.collect(task.run(**copy.deepcopy(task.parameters)))
             _refuse_clashes(task.parameters, fields["scalars"])
     except FloatingPointError as error:
         fields = {"status": "diverged", "message": str(error)}
-    except Exception:
+    except (Exception, SystemExit):
         fields = {"status": "failed", "message": traceback.format_exc()}
     provenance = environment() | {
         "code_hash": task.code,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy import stats
 Method = Literal["pearson", "spearman", "kendall"]
 Values = Sequence[float] | np.ndarray | pd.Series
 FEW = 5  # fewer samples than this are said out loud
+ENOUGH = 8  # pairs from which the usual p-values of correlations hold well enough
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def mean_interval(values: Values, level: float = 0.95) -> Interval:
     >>> print(mean_interval([1.0, 2.0, 3.0]))
     2 (-0.484 to 4.48, n = 3; an interval from 3 samples is itself very uncertain)
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
     x = _finite(values, "values")
     n, mean = len(x), float(x.mean())
     if n < 2:
@@ -85,6 +89,8 @@ def paired_difference(
     >>> round(paired_difference([2.0, 3.0, 4.1, 5.2, 6.0], [1.0, 2.0, 3.0, 4.0, 5.0]).value, 3)
     1.06
     """
+    if isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index):
+        raise ValueError("pairs of two series need the same index, in the same order")
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if x.shape != y.shape:
         raise ValueError(f"pairs need as many of one as of the other, got {len(x)}, {len(y)}")
@@ -135,8 +141,9 @@ def correlation(
         return Interval(r, math.nan, math.nan, n, level, _note(n, pairs=True))
     spread = {"pearson": 1.0, "spearman": 1 + r**2 / 2, "kendall": 0.437}[method]
     error = math.sqrt(spread / (n - (4 if method == "kendall" else 3)))
-    if abs(r) >= 1:
-        return Interval(r, r, r, n, level, "a perfect correlation has no interval of this kind")
+    if abs(r) > 1 - 1e-12:
+        perfect = "a perfect correlation has no interval of this kind"
+        return Interval(r, math.nan, math.nan, n, level, perfect)
     half = float(stats.norm.ppf((1 + level) / 2)) * error
     centre = math.atanh(r)
     low, high = math.tanh(centre - half), math.tanh(centre + half)
@@ -148,7 +155,8 @@ def correlations(
 ) -> pd.DataFrame:
     """Correlations of several columns with several others, corrected for their number.
 
-    Rows in which a value is missing are left out of the pair concerned.
+    Rows in which a value is missing or infinite are left out of the pair concerned. P-values of
+    fewer than eight rows come from all permutations.
 
     Returns
     -------
@@ -157,17 +165,41 @@ def correlations(
         0.05 when all pairs are looked at (Holm 1979, jstor.org/stable/4615733).
     """
     rows = []
+    xs, ys = _columns(table, xs), _columns(table, ys)
     for x in xs:
         for y in ys:
-            pair = table[[x, y]].dropna().astype(float)
-            found = correlation(pair[x], pair[y], method)
+            if x == y:
+                continue
+            pair = table[[x, y]].replace([math.inf, -math.inf], math.nan).dropna()
+            found = _correlation_of(pair, x, y, method)
             rows.append({
                 "x": x, "y": y, "r": found.value, "low": found.low, "high": found.high,
                 "n": found.n, "p": _p_value(pair[x], pair[y], method), "note": found.note,
             })  # fmt: skip
-    result = pd.DataFrame(rows)
+    names = ["x", "y", "r", "low", "high", "n", "p", "note"]
+    result = pd.DataFrame(rows, columns=names)
     result.insert(7, "p_holm", holm(result["p"]))
     return result
+
+
+def _correlation_of(pair: pd.DataFrame, x: str, y: str, method: Method) -> Interval:
+    try:
+        numbers = pair.astype(float)
+    except (TypeError, ValueError):
+        raise ValueError(f"columns {x!r} and {y!r} must hold numbers") from None
+    if len(numbers):
+        return correlation(numbers[x], numbers[y], method)
+    return Interval(math.nan, math.nan, math.nan, 0, note="no row has both values")
+
+
+def _columns(table: pd.DataFrame, names: str | Sequence[str]) -> list[str]:
+    """Names of columns as a list; one that is not there is named."""
+    wanted = [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if name not in table:
+            known = ", ".join(map(str, table))
+            raise ValueError(f"the table has no column {name!r}, only {known}")
+    return wanted
 
 
 def holm(p: Values) -> np.ndarray:
@@ -196,9 +228,11 @@ def summarize(
         One row to a group, one column of :class:`Interval` to each of `columns`, and `n`; a
         column `note` says where groups are small. Missing values are left out.
     """
-    keys = [by] if isinstance(by, str) else list(by)
+    keys, columns = _columns(table, by), _columns(table, columns)
+    if {"n", "note"} & {*keys, *columns}:
+        raise ValueError("columns must not be named n or note, which the result has itself")
     rows = {}
-    for key, group in table.groupby(keys):
+    for key, group in table.groupby(keys, dropna=False):
         found: dict[str, Any] = {"n": len(group)}
         for name in columns:
             values = group[name].dropna()
@@ -206,8 +240,9 @@ def summarize(
             found[name] = (
                 replace(mean_interval(values, level), note="") if len(values) else nothing
             )
-        rows[key if len(keys) > 1 else key[0]] = found | {"note": _note(len(group))}
-    result = pd.DataFrame.from_dict(rows, orient="index")
+        fewest = min((found[name].n for name in columns if found[name].n), default=0)
+        rows[key if len(keys) > 1 else key[0]] = found | {"note": _note(fewest)}
+    result = pd.DataFrame.from_dict(rows, orient="index", columns=["n", *columns, "note"])
     if not result["note"].any():
         del result["note"]
     result.index.names = keys if len(keys) > 1 else [keys[0]]
@@ -217,9 +252,15 @@ def summarize(
 def _p_value(x: pd.Series, y: pd.Series, method: Method) -> float:
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
-    if method == "pearson":
-        return float(stats.pearsonr(x, y).pvalue)
-    return float((stats.spearmanr if method == "spearman" else stats.kendalltau)(x, y).pvalue)
+    call: Any = {
+        "pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau,
+    }[method]  # fmt: skip
+    if len(x) >= ENOUGH:
+        return float(call(x, y).pvalue)
+    numbers = x.to_numpy(float), y.to_numpy(float)
+    real = abs(float(call(*numbers).statistic))
+    others = [abs(float(call(numbers[0], p).statistic)) for p in permutations(numbers[1])]
+    return float(np.mean([other >= real - 1e-9 for other in others]))
 
 
 def _finite(values: Values | np.ndarray, name: str) -> np.ndarray:
@@ -232,6 +273,8 @@ def _finite(values: Values | np.ndarray, name: str) -> np.ndarray:
 
 
 def _note(n: int, pairs: bool = False) -> str:
+    if n == 0:
+        return "no values"
     if pairs and n == 2:
         return "two points always give 1 or -1"
     if n == 1:

@@ -39,14 +39,17 @@ class Store:
         Columns: the parameters, then the scalars that the run returned, then status, message,
         seconds, key, and whether the record is outdated.
         """
-        paths = sorted(self.folder.glob("*.npz"))
+        return self._rows(self._records(arrays=False))
+
+    def _records(self, arrays: bool) -> list[Record]:
+        """All that can be read, in the order in which they were begun."""
         found = []
-        for path in paths:
+        for path in sorted(self.folder.glob("*.npz")):
             try:
-                found.append(records.read(path, arrays=False))
+                found.append(records.read(path, arrays=arrays))
             except DamagedRecordError as error:
-                warnings.warn(f"{error}; it is left out", stacklevel=2)
-        return self._rows(sorted(found, key=lambda record: record.provenance["begun"]))
+                warnings.warn(f"{error}; it is left out", stacklevel=3)
+        return sorted(found, key=lambda record: record.provenance["begun"])
 
     def record(self, **parameters: Any) -> Record:
         """The record of one run, with its arrays and tables.
@@ -58,7 +61,11 @@ class Store:
         """
         path = self.folder / f"{parameter_hash(self._complete(parameters))}.npz"
         if not path.exists():
-            raise KeyError(f"there is no record of {self.name} for {written(parameters)}")
+            known = ", ".join(str(record.parameters) for record in self._records(False)[:3])
+            raise KeyError(
+                f"there is no record of {self.name} for {written(parameters)}; among those "
+                f"there are: {known or 'none'}"
+            )
         return records.read(path)
 
     def find(self, **some: Any) -> list[Record]:
@@ -66,13 +73,20 @@ class Store:
 
         In the order in which they were begun, with arrays and tables.
         """
-        wanted = records.plain(some, "of the search")
-        found = []
-        for path in self.folder.glob("*.npz"):
-            parameters = records.read(path, arrays=False).parameters
-            if all(name in parameters and parameters[name] == v for name, v in wanted.items()):
-                found.append(records.read(path))
-        return sorted(found, key=lambda record: record.provenance["begun"])
+        known = self._records(arrays=False)
+        for name in some:
+            if known and not any(name in record.parameters for record in known):
+                names = ", ".join(dict.fromkeys(k for r in known for k in r.parameters))
+                raise ValueError(f"{self.name} has no parameter {name}, only {names}")
+        wanted = {name: parameter_hash({"": value}) for name, value in some.items()}
+        return [
+            records.read(self.folder / f"{record.key}.npz")
+            for record in known
+            if all(
+                name in record.parameters and parameter_hash({"": record.parameters[name]}) == v
+                for name, v in wanted.items()
+            )
+        ]
 
     def arrays(self, **parameters: Any) -> dict[str, np.ndarray]:
         """The arrays of one run, by name."""
@@ -98,14 +112,28 @@ class Store:
 
         Arrays of floating-point numbers are rounded to so many significant digits and kept in
         single precision; scalars and tables stay as they are. Arrays and models named in
-        `leave_out` stay behind.
+        `leave_out` stay behind. What was published there before is replaced.
+
+        Raises
+        ------
+        ValueError
+            If the target is the store itself.
         """
+        if isinstance(leave_out, str):
+            raise TypeError(f"leave_out must be a list of names, got {leave_out!r}")
         target = Path(folder) / self.name
+        if target.resolve() == self.folder.resolve():
+            raise ValueError(
+                f"records cannot be published into their own store, {self.folder}: their "
+                "digits would be lost"
+            )
         target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self.folder.glob("*.npz")):
+        kept = [record for record in self._records(arrays=False) if record.status != "failed"]
+        for old in set(target.glob("*.npz")) - {target / f"{r.key}.npz" for r in kept}:
+            old.unlink()
+        for each in kept:
+            path = self.folder / f"{each.key}.npz"
             record = records.read(path)
-            if record.status == "failed":
-                continue
             arrays = {
                 name: _rounded(array, digits)
                 for name, array in record.arrays.items()
@@ -127,7 +155,7 @@ class Store:
                 **_flat(record.parameters),
                 **record.scalars,
                 "status": record.status,
-                "message": record.message.strip().splitlines()[-1] if record.message else "",
+                "message": (record.message.strip().splitlines() or [""])[-1],
                 "seconds": record.provenance.get("seconds"),
                 "outdated": self._is_outdated(record),
                 "key": record.key,
@@ -154,13 +182,19 @@ def reference(name: str) -> Store:
 
 
 def _rounded(array: np.ndarray, digits: int) -> np.ndarray:
-    """To so many significant digits, in single precision; other kinds of arrays as they are."""
+    """To so many significant digits, in single precision where that can hold them."""
     if array.dtype.kind != "f":
         return array
-    with np.errstate(divide="ignore", invalid="ignore"):
-        power = np.where(array == 0, 0.0, np.floor(np.log10(np.abs(array))))
-    scale = 10.0 ** (digits - 1 - np.where(np.isfinite(power), power, 0.0))
-    return np.asarray(np.round(array * scale) / scale, dtype=np.float32)
+    wide = array.astype(np.float64)
+    with np.errstate(all="ignore"):
+        power = np.floor(np.log10(np.abs(wide)))
+        scale = 10.0 ** (digits - 1 - power)
+        rounded = np.round(wide * scale) / scale
+        rounded = np.where(np.isfinite(rounded) & np.isfinite(scale), rounded, wide)
+        narrow = rounded.astype(np.float32)
+    kept = np.isfinite(narrow) == np.isfinite(rounded)
+    kept &= (np.abs(narrow) >= np.finfo(np.float32).tiny) | (rounded == 0) | np.isnan(rounded)
+    return narrow if kept.all() else rounded
 
 
 def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from landscape_core.experiments import records
-from landscape_core.experiments.provenance import code_hash, package_hash
+from landscape_core.experiments.code import code_hash
+from landscape_core.experiments.provenance import package_hash
 from landscape_core.experiments.records import DamagedRecordError, Record, parameter_hash
-from landscape_core.experiments.runs import Outcome, Run, Task, execute, failed
+from landscape_core.experiments.runs import RESERVED, Outcome, Run, Task, execute, failed
 from landscape_core.experiments.store import Store, written
 
 Outdated = Literal["rerun", "keep"]
@@ -85,8 +86,15 @@ class Study(Store):
             raise ValueError(f"name must be of letters, digits, - and _, got {name!r}")
         if not callable(run):
             raise TypeError(f"run must be a function, got {type(run).__name__}")
-        super().__init__(Path(store) / name)
-        self.function, self.code = run, code_hash(run)
+        code_hash(run)  # what cannot be hashed is refused now
+        _check_signature(run)
+        super().__init__(Path(store).absolute() / name)
+        self.function = run
+
+    @property
+    def code(self) -> str:
+        """Hash of the run's code, as it is now: in a notebook its helpers can be redefined."""
+        return code_hash(self.function)
 
     def run(
         self,
@@ -135,9 +143,10 @@ class Study(Store):
             )
         wanted = {parameter_hash(p): p for p in map(self._complete, runs)}
         self._check_store()
-        found = self._sort_out(wanted, outdated, progress)
+        found = self._sort_out(wanted, outdated)
+        code = self.code
         tasks = [
-            Task(self.function, p, self.folder, self.code)
+            Task(self.function, p, self.folder, code)
             for key, p in wanted.items()
             if key not in found
         ]
@@ -154,7 +163,13 @@ class Study(Store):
                 while execute(task)[1] == "busy":
                     time.sleep(WAIT)
                 bar.update()
-        table = self._rows([self._read(key) for key in wanted])
+        try:
+            table = self._rows([self._read(key) for key in wanted])
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{error.filename} was moved while {self.name} ran, by a process with other "
+                "code: let one of them end, then call again"
+            ) from None
         if progress:
             _report_failures(table)
         return table
@@ -200,6 +215,7 @@ class Study(Store):
         complete: dict[str, Any] = {}
         for name, value in bound.arguments.items():
             many = known[name].kind is inspect.Parameter.VAR_KEYWORD
+            _refuse_reserved(value if many else ())
             complete |= value if many else {name: value}
         return {name: records.plain(value, name) for name, value in complete.items()}
 
@@ -229,12 +245,22 @@ class Study(Store):
         made = record.provenance
         return (made.get("code_hash"), made.get("package_hash")) != (self.code, package_hash())
 
+    def publish(
+        self, folder: str | Path, digits: int = 5, leave_out: Sequence[str] = ()
+    ) -> Path:
+        """As :meth:`Store.publish`; records made by other code are refused."""
+        old = [record for record in self._records(arrays=False) if self._is_outdated(record)]
+        if old:
+            raise ValueError(
+                f"{len(old)} records of {self.name} were made by other code: run them again "
+                "before they are published"
+            )
+        return super().publish(folder, digits, leave_out)
+
     def _read(self, key: str) -> Record:
         return records.read(self.folder / f"{key}.npz", arrays=False)
 
-    def _sort_out(
-        self, wanted: Mapping[str, dict[str, Any]], outdated: Outdated, progress: bool
-    ) -> set[str]:
+    def _sort_out(self, wanted: Mapping[str, dict[str, Any]], outdated: Outdated) -> set[str]:
         """Keys of the runs that need not be done; damaged and outdated records move aside."""
         found, moved = set(), []
         for key in wanted:
@@ -254,12 +280,32 @@ class Study(Store):
                 moved.append(key)
                 continue
             found.add(key)
-        if moved and progress:
+        if moved:
             tqdm.write(
                 f"{len(moved)} of {len(wanted)} records of {self.name} were made by other "
                 f"code: they are in {self.folder / 'outdated'} now, and the runs are done again"
             )
         return found
+
+
+def _check_signature(run: Run) -> None:
+    """Refuse parameters that cannot be named in a call, or that tables have no place for."""
+    try:
+        parameters = inspect.signature(run).parameters
+    except (TypeError, ValueError):
+        return  # of a builtin: refused for its missing source
+    for name, parameter in parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            raise TypeError(f"parameters of a run are given by name, got {parameter}")
+        _refuse_reserved([name])
+
+
+def _refuse_reserved(names: Iterable[str]) -> None:
+    taken = [name for name in names if name in RESERVED]
+    if taken:
+        raise ValueError(
+            f"parameters must not be named as columns of every table, got {', '.join(taken)}"
+        )
 
 
 def _outcomes(

@@ -79,7 +79,7 @@ def train(
         raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
     trainer = Trainer(model, data, config, regularizer)
     history = History(config, picked=trainer.picked)
-    run, saved = current_run(), Checkpoint.of(checkpoint, trainer, data, len(callbacks))
+    run, saved = current_run(), Checkpoint.of(checkpoint, trainer, data, callbacks)
     modes = [(module, module.training) for module in model.modules()]
     try:
         with seeded(config.seed, trainer.device):

@@ -104,15 +104,18 @@ def test_a_file_that_is_not_a_checkpoint_of_this_training_is_refused_and_kept(tm
     data, other = lc.load("digits", subset=(150, 50)), lc.load("digits", subset=(140, 50))
     file, config = tmp_path / "t.pt", lc.TrainConfig(epochs=1)
     lc.train(model_of(data), data, config, checkpoint=file, progress=False)
+    another = model_of(data)
+    nn.init.ones_(another[1].weight)
     for change, what in (
         ({"config": lc.TrainConfig(epochs=2)}, "config"),
         ({"data": other}, "data"),
         ({"regularizer": lc.SAM(0.1)}, "regularizer"),
         ({"callbacks": [StopAfter()]}, "callbacks"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}, "model"),
+        ({"model": another}, "initial weights"),
     ):
         options = {"model": model_of(data), "data": data, "config": config} | change
-        with pytest.raises(ValueError, match=f"t.pt differs in its {what}: remove it"):
+        with pytest.raises(ValueError, match=f"t.pt differs in its .*{what}.*: remove it"):
             lc.train(**options, checkpoint=file, progress=False)
     for name, content in (("notes.txt", b"my notes"), ("cut.pt", file.read_bytes()[:100])):
         own = tmp_path / name
@@ -157,3 +160,69 @@ def test_a_regularizer_that_is_none_is_refused():
 def test_the_target_loss_must_not_be_negative():
     with pytest.raises(ValueError, match="target_loss must be 0 or more, got -1"):
         lc.TrainConfig(target_loss=-1)
+
+
+class Holds:
+    """A callback that keeps what it should not."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def __call__(self, state):
+        return None
+
+    def state_dict(self):
+        return self.state
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_written(tmp_path):
+    data = lc.load("digits", subset=(150, 50))
+    with pytest.raises(TypeError, match=r"state_dict of Holds must hold .* got ndarray"):
+        lc.train(model_of(data), data, lc.TrainConfig(epochs=1), [Holds({"v": np.ones(2)})],
+                 checkpoint=tmp_path / "t.pt", progress=False)  # fmt: skip
+
+
+class Plain(lc.Regularizer):
+    """A regularizer of a user: an ordinary class."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def step(self, loss, parameters, batch, rng):
+        value = loss(*batch)
+        gradients = torch.autograd.grad(value, parameters)
+        return lc.RegularizedStep(value.detach(), torch.zeros(()), gradients)
+
+
+class Counts(nn.Module):
+    """Has a buffer that no state_dict holds, and that its outputs depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.leave = nn.Linear(64, 10)
+        self.register_buffer("passes", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.passes += 1
+        return self.leave(x.flatten(1)) * (1 + 0.01 * self.passes)
+
+
+def test_a_users_own_regularizer_and_hidden_buffers_go_on_too(tmp_path):
+    data = lc.load("digits", subset=(150, 50))
+    config = lc.TrainConfig(epochs=4, batch_size=50)
+
+    def model():
+        torch.manual_seed(0)
+        return Counts()
+
+    whole, cut, ended = model(), model(), model()
+    lc.train(whole, data, config, [StopAfter()], regularizer=Plain(0.1), progress=False)
+    with pytest.raises(Stop):
+        lc.train(cut, data, config, [StopAfter(3)], regularizer=Plain(0.1),
+                 checkpoint=tmp_path / "t.pt", progress=False)  # fmt: skip
+    history = lc.train(ended, data, config, [StopAfter()], regularizer=Plain(0.1),
+                       checkpoint=tmp_path / "t.pt", progress=False)  # fmt: skip
+    assert history.table()["seen"].tolist() == [1, 2, 3, 4]
+    compare(ended, whole)
+    assert torch.equal(ended.passes, whole.passes)

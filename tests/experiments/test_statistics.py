@@ -90,9 +90,45 @@ def test_groups_are_summarized():
     assert both.loc[(16, 1), "loss"].value == 5
 
 
+def test_groups_of_none_are_groups_and_n_counts_what_is_there():
+    table = pd.DataFrame({"clip": [None, None, 0.1, 0.1], "loss": [1.0, 2.0, 3.0, math.nan]})
+    found = lc.summarize(table, "clip", "loss")
+    assert sorted(found["n"]) == [2, 2]
+    assert found.loc[0.1, "note"] == "one sample has no spread"
+    with pytest.raises(ValueError, match="the table has no column 'lr', only clip, loss"):
+        lc.summarize(table, "lr", ["loss"])
+    with pytest.raises(ValueError, match="must not be named n or note"):
+        lc.summarize(table.assign(n=1), "clip", ["n"])
+
+
+@pytest.mark.parametrize(("n", "wanted"), [(3, 2 / 6), (4, 2 / 24), (5, 2 / 120)])
+def test_p_values_of_few_rows_count_all_permutations(n, wanted):
+    table = pd.DataFrame({"w": np.arange(n), "e": np.arange(n) ** 2.0})
+    found = lc.correlations(table, ["w"], ["e"])
+    assert found["p"][0] == pytest.approx(wanted)
+    assert math.isnan(found["low"][0])
+
+
+def test_odd_columns_cost_no_other_pair():
+    table = pd.DataFrame({"a": range(9), "b": [math.nan] * 9, "c": [math.inf, *range(8)]})
+    found = lc.correlations(table, ["a", "b", "c"], ["a", "b", "c"]).set_index(["x", "y"])
+    assert len(found) == 6
+    assert found.loc[("a", "b"), "note"] == "no row has both values"
+    assert found.loc[("a", "c"), "n"] == 8
+    with pytest.raises(ValueError, match="columns 'a' and 'd' must hold numbers"):
+        lc.correlations(table.assign(d="x"), "a", "d")
+
+
+def test_series_are_paired_by_their_index_or_not_at_all():
+    a = pd.Series([1.0, 2, 3, 4, 5, 6])
+    with pytest.raises(ValueError, match="need the same index, in the same order"):
+        lc.paired_difference(a, a[::-1])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: lc.mean_interval([1, 2], 95), "level must lie between 0 and 1, got 95"),
         (lambda: lc.mean_interval([]), "values must be a list of at least one number"),
         (lambda: lc.mean_interval([1.0, math.nan]), "values must be finite, got nan"),
         (lambda: lc.paired_difference([1, 2], [1]), "as many of one as of the other, got 2, 1"),

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 import landscape_core as lc
 from landscape_core.experiments import records
-from landscape_core.experiments.provenance import code_hash
+from landscape_core.experiments.code import code_hash
 from landscape_core.experiments.records import parameter_hash
 
 
@@ -622,7 +623,9 @@ def test_records_are_found_by_some_of_their_parameters(tmp_path):
     study.run(lc.grid(x=[1.0, 2.0], power=[2, 3]), progress=False)
     assert [r.scalars["y"] for r in study.find(power=3)] == [1.0, 8.0]
     assert study.find(power=4) == []
-    assert study.find(depth=4) == []
+    with pytest.raises(ValueError, match="square has no parameter depth, only x, power"):
+        study.find(depth=4)
+    assert study.find(x=True) == study.find(x=1) == []  # 1.0 is another parameter
 
 
 def test_the_code_of_a_study_that_a_run_takes_results_from_is_part_of_its_code(tmp_path):
@@ -643,6 +646,216 @@ def test_the_code_of_a_study_that_a_run_takes_results_from_is_part_of_its_code(t
         codes.append(study.code)
         assert study(x=3).scalars == {"z": 3 * (index + 1)}
     assert codes[0] != codes[1]
+
+
+# --- what the code of a run is ----------------------------------------------------------------
+
+VARIANTS = {
+    "two lambdas": (
+        "f = lambda x: x\ng = lambda x: x * {}\ndef run(x): return {{'y': f(x) + g(x)}}"
+    ),
+    "closures of one factory": (
+        "def make(k):\n    def inner(x): return x * k\n    return inner\n"
+        "a = make(2)\nb = make({})\ndef run(x): return {{'y': a(x) + b(x)}}"
+    ),
+    "cached": (
+        "from functools import cache\n@cache\ndef h(x): return x * {}\n"
+        "def run(x): return {{'y': h(x)}}"
+    ),
+    "decorator": (
+        "from functools import wraps\ndef deco(f):\n    @wraps(f)\n    def w(x):\n"
+        "        return f(x) * {}\n    return w\n@deco\ndef h(x): return x\n"
+        "def run(x): return {{'y': h(x)}}"
+    ),
+    "base class": (
+        "class B:\n    def f(self, x): return x * {}\nclass A(B): pass\n"
+        "def run(x): return {{'y': A().f(x)}}"
+    ),
+    "static method": (
+        "def g(x): return x * {}\nclass A:\n    @staticmethod\n    def f(x): return g(x)\n"
+        "def run(x): return {{'y': A.f(x)}}"
+    ),
+    "partial": (
+        "from functools import partial\ndef base(x, k): return x * k\n"
+        "h = partial(base, k={})\ndef run(x): return {{'y': h(x)}}"
+    ),
+    "table of functions": (
+        "def relu(x): return x * {}\nTABLE = {{'relu': relu}}\n"
+        "def run(x): return {{'y': TABLE['relu'](x)}}"
+    ),
+    "default argument": (
+        "def other(x): return x * {}\ndef h(x, f=other): return f(x)\n"
+        "def run(x): return {{'y': h(x)}}"
+    ),
+    "sets": "def run(x): return {{'y': x * {} if x in {{'a', 'b', 'c'}} else 2}}",
+}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_a_change_anywhere_below_a_run_changes_its_code(tmp_path, kind):
+    first, second = (
+        module(tmp_path / f"variant_{k}.py", VARIANTS[kind].format(k)).run for k in (3, 4)
+    )
+    assert code_hash(first) != code_hash(second)
+    again = module(tmp_path / "variant_again.py", VARIANTS[kind].format(3)).run
+    assert code_hash(again) == code_hash(first)
+
+
+def test_the_code_is_the_same_in_every_process(tmp_path):
+    source = "\n".join(
+        VARIANTS[kind].format(3).replace("def run(", f"def run_{i}(")
+        for i, kind in enumerate(("two lambdas", "closures of one factory", "sets"))
+    )
+    source += "\nk = lambda x: {'y': x in {'a', 'b', 'c'}}\n"
+    source += "def run(x): return run_0(x), run_1(x), run_2(x), k(x)\n"
+    source += "from landscape_core.experiments.code import code_hash\nprint(code_hash(run))"
+    (tmp_path / "prints.py").write_text(source)
+    hashes = set()
+    for seed in ("1", "2", "3"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, str(tmp_path / "prints.py")]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        hashes.add(done.stdout.strip())
+    assert len(hashes) == 1
+    assert hashes != {""}
+
+
+def test_a_helper_that_is_redefined_outdates_what_was_done_before(tmp_path, capsys):
+    loaded = module(
+        tmp_path / "notebook.py", "def helper(x): return x\ndef run(x): return {'y': helper(x)}"
+    )
+    study = lc.Study("live", loaded.run, tmp_path)
+    assert study.run(lc.grid(x=[1, 2]), progress=False)["y"].tolist() == [1, 2]
+    later = module(tmp_path / "later.py", "def helper(x): return 10 * x")
+    later.helper.__module__ = "notebook"
+    loaded.helper = later.helper
+    assert study.run(lc.grid(x=[1, 2]), progress=False)["y"].tolist() == [10, 20]
+    said = capsys.readouterr()
+    assert "2 of 2 records of live were made by other code" in said.out + said.err
+
+
+def test_recursion_and_classes_without_source_are_code_too(tmp_path):
+    names: dict = {"__name__": "nowhere"}
+    exec(
+        "class Net:\n    def f(self, x): return x\ndef run(x): return {'y': Net().f(x)}", names
+    )
+    assert lc.Study("net", names["run"], tmp_path)(x=2).scalars == {"y": 2}
+
+    def make():
+        def fact(n):
+            return n * fact(n - 1) if n else 1
+
+        return lambda n: {"y": fact(n)}
+
+    assert lc.Study("fact", make(), tmp_path)(n=4).scalars == {"y": 24}
+
+
+# --- what cannot be kept is refused, and nothing is lost --------------------------------------
+
+
+def too_large(x: int) -> dict:
+    return {"y": 10**5000 if x == 1 else x}
+
+
+def leaves(x: int) -> dict:
+    if x == 1:
+        sys.exit(3)
+    return {"y": x, "drawn": float(torch.rand(()))}
+
+
+@pytest.mark.parametrize("run", [too_large, leaves])
+def test_a_run_that_cannot_be_written_or_that_exits_has_failed(tmp_path, run):
+    table = lc.Study("odd", run, tmp_path).run(lc.grid(x=[0, 1, 2]), progress=False)
+    assert table["status"].tolist() == ["done", "failed", "done"]
+
+
+def test_what_a_run_draws_does_not_depend_on_the_runs_before_it(tmp_path):
+    together = lc.Study("a", leaves, tmp_path).run(lc.grid(x=[0, 2]), progress=False)
+    torch.rand(5)
+    alone = lc.Study("b", leaves, tmp_path)(x=2)
+    assert alone.scalars["drawn"] == together["drawn"][1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1, "a"], [2**63, -1], np.ma.masked_array([1, 2], [True, False]), [[1], [1, 2]],
+        pd.DataFrame({1: [2]}),
+    ],
+    ids=["mixed", "too large", "masked", "ragged", "table with numbers as names"],
+)  # fmt: skip
+def test_results_that_would_come_back_changed_are_refused(value):
+    with pytest.raises(TypeError, match="'y'"):
+        records.collect({"y": value})
+
+
+def test_a_slice_of_a_table_keeps_its_index(tmp_path):
+    table = pd.DataFrame({"a": range(9)}).iloc[5:8]
+    fields = records.collect({"t": table})
+    path = tmp_path / "r.npz"
+    records.write(records.Record({}, provenance={"begun": 0}, **fields), path)
+    pd.testing.assert_frame_equal(records.read(path).tables["t"], table, check_index_type=False)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    fields = records.collect({"model": torch.nn.Linear(6, 4, bias=False)})
+    record = records.Record({}, **fields)
+    with pytest.raises(ValueError, match=r"weight of the model must be .* \(6, 4\), the"):
+        record.load_weights(torch.nn.Linear(4, 6, bias=False))
+    with pytest.raises(ValueError, match=r"must be torch.float64 .* holds torch.float32"):
+        record.load_weights(torch.nn.Linear(6, 4, bias=False).double())
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "message"),
+    [
+        (lambda x, key: {"y": x}, ValueError, "columns of every table, got key"),
+        (lambda x, *rest: {"y": x}, TypeError, r"given by name, got \*rest"),
+    ],
+)
+def test_signatures_that_no_table_has_room_for_are_refused(tmp_path, run, kind, message):
+    with pytest.raises(kind, match=message):
+        lc.Study("s", run, tmp_path)
+
+
+def test_a_run_that_asks_for_itself_fails(tmp_path):
+    loaded = module(
+        tmp_path / "asks.py",
+        "import landscape_core as lc\ndef run(n): return {'y': me(n=n).scalars['y']}\n"
+        f"me = lc.Study('me', run, {str(tmp_path)!r})",
+    )
+    with pytest.raises(RuntimeError, match="must not ask its own study for its own result"):
+        loaded.me(n=1)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([1.0, 1e-40, 0.0], np.float32), np.array([0.5, 0.01], np.float16),
+        np.array([1e-310, 1e300, 1e-50]), np.array([np.nan, np.inf, 2.0]),
+    ],
+)  # fmt: skip
+def test_rounding_loses_digits_and_nothing_else(array):
+    from landscape_core.experiments.store import _rounded
+
+    np.testing.assert_allclose(_rounded(array, 5), array.astype(float), rtol=1e-4)
+
+
+def test_publishing_does_no_harm(tmp_path):
+    study = lc.Study("square", square, tmp_path / "runs")
+    study.run(lc.grid(x=[1.0, 2.0]), progress=False)
+    with pytest.raises(ValueError, match="into their own store"):
+        study.publish(tmp_path / "runs")
+    with pytest.raises(TypeError, match="leave_out must be a list of names, got 'curve'"):
+        study.publish(tmp_path / "shipped", leave_out="curve")
+    study.publish(tmp_path / "shipped")
+    other = lc.Study("square", square, tmp_path / "others")
+    other.run(lc.grid(x=[3.0]), progress=False)
+    other.publish(tmp_path / "shipped")  # replaces what was there
+    assert lc.Store(tmp_path / "shipped" / "square").table()["x"].tolist() == [3.0]
+    changed = module(tmp_path / "c.py", "def square(x, power=2): return {'y': 0.0}").square
+    with pytest.raises(ValueError, match="2 records of square were made by other code"):
+        lc.Study("square", changed, tmp_path / "runs").publish(tmp_path / "shipped")
 
 
 def dies_always(x: int) -> dict:
