@@ -44,6 +44,7 @@ from landscape_core.experiments.regularizers import (
 )
 from landscape_core.experiments.statistics import (
     Interval,
+    compare_runs,
     correlation,
     correlations,
     holm,
@@ -185,6 +186,7 @@ __all__ = [
     "batch_sharpness",
     "box_sharpness",
     "check_parameters",
+    "compare_runs",
     "correlation",
     "correlations",
     "curvature_summary",

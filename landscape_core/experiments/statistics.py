@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from numbers import Number
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -215,6 +216,34 @@ def holm(p: Values) -> np.ndarray:
     factors = len(order) - np.arange(len(order))
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
     return corrected
+
+
+def compare_runs(table: pd.DataFrame, shipped: pd.DataFrame) -> pd.DataFrame:
+    """Differences between runs and earlier ones of the same parameters.
+
+    Parameters
+    ----------
+    table, shipped : DataFrame
+        As :meth:`Study.run` and :meth:`Store.table` return them.
+
+    Returns
+    -------
+    DataFrame
+        One row to a run that both have, by its key: how many numbers it has, how many of them
+        differ, and the largest relative difference. Times are left out.
+    """
+    rows = {}
+    for key in [key for key in table["key"] if key in set(shipped["key"])]:
+        a, b = (t.set_index("key").loc[key] for t in (table, shipped))
+        names = [n for n in a.index if n in b.index and n not in ("seconds", "outdated")]
+        pairs = [(a[n], b[n]) for n in names if isinstance(a[n], Number)]
+        off = [abs(x - y) / max(abs(x), abs(y)) for x, y in pairs if x != y and x == x]
+        rows[key] = {
+            "numbers": len(pairs),
+            "different": len(off),
+            "largest": max(off, default=0.0),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def summarize(

@@ -139,3 +139,16 @@ def test_series_are_paired_by_their_index_or_not_at_all():
 def test_bad_samples_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_runs_are_compared_number_by_number():
+    first = pd.DataFrame(
+        {"key": ["a", "b"], "x": [1.0, 2.0], "y": [3, 4], "seconds": [1.0, 2.0]}
+    )
+    second = pd.DataFrame(
+        {"key": ["b", "c"], "x": [2.5, 2.0], "y": [4, 4], "seconds": [9.0, 2.0]}
+    )
+    found = lc.compare_runs(first, second)
+    assert found.index.tolist() == ["b"]
+    assert found.loc["b"].tolist() == [2, 1, pytest.approx(0.2)]
+    assert lc.compare_runs(first, first)["different"].tolist() == [0, 0]
