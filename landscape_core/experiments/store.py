@@ -41,6 +41,10 @@ class Store:
         """
         return self._rows(self._records(arrays=False))
 
+    def records(self) -> list[Record]:
+        """All records, with arrays and tables, in the order in which they were begun."""
+        return self._records(arrays=True)
+
     def _records(self, arrays: bool) -> list[Record]:
         """All that can be read, in the order in which they were begun."""
         found = []

@@ -622,6 +622,8 @@ def test_records_are_found_by_some_of_their_parameters(tmp_path):
     study = lc.Study("square", square, tmp_path)
     study.run(lc.grid(x=[1.0, 2.0], power=[2, 3]), progress=False)
     assert [r.scalars["y"] for r in study.find(power=3)] == [1.0, 8.0]
+    assert [r.scalars["y"] for r in study.records()] == [1.0, 1.0, 4.0, 8.0]
+    assert list(study.records()[0].arrays) == ["curve"]
     assert study.find(power=4) == []
     with pytest.raises(ValueError, match="square has no parameter depth, only x, power"):
         study.find(depth=4)
