@@ -1,6 +1,12 @@
 """Let nbval compare outputs that are kept in stripped notebooks."""
 
+import os
+
 import pytest
+
+# nbval reads a cell's messages when the cell has ended; of the thousands that
+# progress bars send, the queue would drop the last ones, and nbval wait in vain.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
