@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-# nbval reads a cell's messages when the cell has ended; of the thousands that
-# progress bars send, the queue would drop the last ones, and nbval wait in vain.
+# nbval reads a cell's messages when the cell has ended. Of the thousands
+# that progress bars send, the queue would drop the last ones, and nbval
+# would wait for them in vain.
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 
