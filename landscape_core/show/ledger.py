@@ -96,26 +96,26 @@ class Ledger:
         return "\n".join(f"{entry.verdict:>16}  {entry.claim}" for entry in self.entries)
 
 
-def ledger(claims: str | Path = CLAIMS, reference: str | Path = REFERENCE) -> Ledger:
+def ledger(claims: str | Path | None = None, reference: str | Path | None = None) -> Ledger:
     """Confront the claims of a file with the reference records.
 
     Parameters
     ----------
-    claims : path
-        A list of mappings: `claim`, `source`, `chapter`, `explanation`; `measure`, a mapping
+    claims : path or None
+        None is the file that ships with the package: a list of mappings: `claim`, `source`, `chapter`, `explanation`; `measure`, a mapping
         with the name of a function of :data:`MEASURES` as `of` and its arguments; and `rule`,
         one of ``above: x``, ``below: x``, ``between: [a, b]``. A claim that contradicts itself
         has `inconsistent` in their place: see :func:`contradiction`.
-    reference : path
-        The folder of the records.
+    reference : path or None
+        The folder of the records; None is that of the package.
 
     Raises
     ------
     ValueError
         If an entry of the file cannot be read; the sentence names the claim.
     """
-    entries = yaml.safe_load(Path(claims).read_text())
-    return Ledger([_entry(each, Path(reference)) for each in entries])
+    entries = yaml.safe_load(Path(claims or CLAIMS).read_text())
+    return Ledger([_entry(each, Path(reference or REFERENCE)) for each in entries])
 
 
 def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
