@@ -102,10 +102,11 @@ def ledger(claims: str | Path | None = None, reference: str | Path | None = None
     Parameters
     ----------
     claims : path or None
-        None is the file that ships with the package: a list of mappings: `claim`, `source`, `chapter`, `explanation`; `measure`, a mapping
-        with the name of a function of :data:`MEASURES` as `of` and its arguments; and `rule`,
-        one of ``above: x``, ``below: x``, ``between: [a, b]``. A claim that contradicts itself
-        has `inconsistent` in their place: see :func:`contradiction`.
+        None is the file that ships with the package. A list of mappings: `claim`, `source`,
+        `chapter`, `explanation`; `measure`, a mapping with the name of a function of
+        :data:`MEASURES` as `of` and its arguments; and `rule`, one of ``above: x``,
+        ``below: x``, ``between: [a, b]``. A claim that contradicts itself has `inconsistent`
+        in their place: see :func:`contradiction`.
     reference : path or None
         The folder of the records; None is that of the package.
 
