@@ -10,12 +10,15 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from scipy.stats import linregress
+from scipy.stats import t as student_t
 
 from landscape_core.experiments.statistics import (
     Interval,
@@ -27,6 +30,7 @@ from landscape_core.experiments.store import REFERENCE, Store
 
 CLAIMS = REFERENCE / "claims.yaml"
 Where = Mapping[str, Any]
+SCALE = {"dataset": "{}", "examples": "{} training images", "epochs": "{} epochs"}
 BOUNDS = ("above", "below", "between")
 
 
@@ -78,15 +82,18 @@ class Ledger:
         return {str(k): int(v) for k, v in self.table()["verdict"].value_counts().items()}
 
     def _repr_html_(self) -> str:
-        parts = []
+        parts, source = [], ""
         for entry in self.entries:
-            measured = "" if entry.measured is None else f"{entry.measured}; "
-            say = html.escape
+            say, measured = html.escape, ""
+            if entry.measured is not None and entry.measured.n:
+                measured = f"Measured: {say(str(entry.measured))}; {say(entry.scale)}<br>"
+            if entry.source != source:
+                source = entry.source
+                parts.append(f"<h2>{say(source[0].upper() + source[1:])}</h2>")
             parts.append(
                 f'<div class="lc-claim"><h3>{say(entry.claim)}</h3>'
-                f'<p><strong class="lc-verdict">{say(entry.verdict)}</strong> '
-                f'<span class="lc-source">({say(entry.source)})</span></p>'
-                f"<p>Measured: {say(measured)}{say(entry.scale)}<br>Rule: {say(entry.rule)}</p>"
+                f'<p><strong class="lc-verdict">{say(entry.verdict)}</strong></p>'
+                f"<p>{measured}Rule: {say(entry.rule)}</p>"
                 f"<p>{say(entry.explanation)} "
                 f'<a href="{say(entry.chapter)}">The figure</a>.</p></div>'
             )
@@ -116,7 +123,9 @@ def ledger(claims: str | Path | None = None, reference: str | Path | None = None
         If an entry of the file cannot be read; the sentence names the claim.
     """
     entries = yaml.safe_load(Path(claims or CLAIMS).read_text())
-    return Ledger([_entry(each, Path(reference or REFERENCE)) for each in entries])
+    folder = Path(reference or REFERENCE)
+    open_store = cache(lambda name: _ReadOnce(folder / name))
+    return Ledger([_entry(each, open_store) for each in entries])
 
 
 def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
@@ -250,10 +259,20 @@ def unrest(store: Store, column: str, where: Where, base: Where, last: int = 10)
     return _exponential(paired_difference(logs[0], logs[1]))
 
 
-def rank_correlation(store: Store, x: str, y: str, where: Where) -> Interval:
-    """Spearman's correlation of two columns over runs."""
+def rank_correlation(
+    store: Store, x: str, y: str, where: Where, minus: str | None = None
+) -> Interval:
+    """Spearman's correlation of two columns over runs; with `minus`, of y minus that one."""
     table = _rows(store.table(), where)
-    return correlation(table[x], table[y])
+    return correlation(table[x], table[y] - (table[minus] if minus else 0.0))
+
+
+def exponent(store: Store, x: str, y: str, where: Where) -> Interval:
+    """The power b of y = a x^b over runs, by least squares of the logarithms."""
+    table = _rows(store.table(), where)
+    line = linregress(np.log(table[x].astype(float)), np.log(table[y].astype(float)))
+    half = float(student_t.ppf(0.975, len(table) - 2) * line.stderr)
+    return Interval(line.slope, line.slope - half, line.slope + half, len(table))
 
 
 def _exponential(logs: Interval) -> Interval:
@@ -262,45 +281,61 @@ def _exponential(logs: Interval) -> Interval:
     return Interval(value, low, high, logs.n, logs.level, logs.note)
 
 
-MEASURES: dict[str, Callable[..., Interval]] = {
-    each.__name__: each for each in (mean, difference, ratio, gain, unrest, rank_correlation)
-}
+MEASURING = (mean, difference, ratio, gain, unrest, rank_correlation, exponent)
+MEASURES: dict[str, Callable[..., Interval]] = {each.__name__: each for each in MEASURING}
 
 
-def _entry(claim: Mapping[str, Any], reference: Path) -> Entry:
-    told = {name: str(claim[name]).strip() for name in ("claim", "source", "explanation")}
-    chapter = str(claim["chapter"])
+class _ReadOnce(Store):
+    """A store that is read once, for all the claims about it."""
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        return super().table()
+
+    @cached_property
+    def machine(self) -> str:
+        made = self.find()[0].provenance
+        return str(made["processor"] or made["device"])
+
+    def table(self) -> pd.DataFrame:
+        return self.rows
+
+    def has(self, some: Where) -> bool:
+        """Whether there are records with these values."""
+        return self.folder.is_dir() and len(_rows(self.rows, some)) > 0
+
+    def scale(self, where: Where) -> str:
+        """Data, images, epochs and machine of the records with these values."""
+        rows, told = _rows(self.rows, where), []
+        for name, text in SCALE.items():
+            if name in rows:
+                values = [v if isinstance(v, str) else f"{v:,}" for v in rows[name].unique()]
+                told.append(text.format(" or ".join(values)))
+        return ", ".join([*told, self.machine])
+
+
+def _entry(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) -> Entry:
+    told = {
+        name: str(claim[name]).strip() for name in ("claim", "source", "explanation", "chapter")
+    }
     if "inconsistent" in claim:
         reason = contradiction(claim["inconsistent"])
-        return Entry(
-            measured=None, verdict="not well posed", rule=reason, chapter=chapter, scale="",
-            **told,
-        )  # fmt: skip
-    arguments = dict(claim["measure"])
-    name, folder = arguments.pop("of"), reference / arguments.pop("store")
-    rule = claim["rule"]
+        return Entry(measured=None, verdict="not well posed", rule=reason, scale="", **told)
+    arguments, rule = dict(claim["measure"]), claim["rule"]
+    name, store = arguments.pop("of"), open_store(arguments.pop("store"))
     if name not in MEASURES:
         known = ", ".join(MEASURES)
         raise ValueError(f"{told['claim']!r}: measure must be one of {known}, got {name!r}")
-    if not folder.is_dir():
-        nothing = Interval(math.nan, math.nan, math.nan, 0)
-        return Entry(
-            measured=nothing, verdict="not yet measured", rule=written(rule), chapter=chapter,
-            scale="", **told,
-        )  # fmt: skip
-    store = Store(folder)
-    measured = MEASURES[name](store, **arguments)
+    sides = [arguments[side] for side in ("where", "base") if side in arguments]
+    if not all(store.has(side) for side in sides):
+        measured, scale = Interval(math.nan, math.nan, math.nan, 0), ""
+    else:
+        measured = MEASURES[name](store, **arguments)
+        scale = store.scale(arguments["where"])
     return Entry(
-        measured=measured, verdict=verdict(measured, rule), rule=written(rule),
-        chapter=chapter, scale=_scale(store), **told,
-    )  # fmt: skip
-
-
-def _scale(store: Store) -> str:
-    """Data, images, epochs and machine of the first record."""
-    first = store.find()[0]
-    had, made = first.parameters, first.provenance
-    return (
-        f"{had['dataset']}, {had['examples']:,} training images, {had['epochs']} epochs, "
-        f"{made['processor'] or made['device']}"
+        measured=measured,
+        verdict=verdict(measured, rule),
+        rule=written(rule),
+        scale=scale,
+        **told,
     )
