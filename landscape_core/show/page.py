@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pylatexenc.latexencode import unicode_to_latex
 
 from landscape_core.results import Eigenpairs, Estimate, with_error
 from landscape_core.show.picture import Picture
@@ -37,6 +38,13 @@ STYLE = """<style>
   white-space: normal}
 }
 </style>"""
+PREAMBLE = r"""\documentclass{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage{amsmath,amssymb,booktabs,graphicx,lmodern,longtable}
+\date{}"""
+TABLE = r"""\begin{longtable}{p{.35\linewidth}lp{.3\linewidth}}
+\toprule quantity & value & note \\ \midrule\endhead"""
 PAPER = "<style>body {color: #1a1a1a; background: #fff}</style>"  # of a page on its own
 
 
@@ -93,6 +101,11 @@ class Number:
             "quantity": self.quantity, "value": _finite(value), "error": _finite(error),
             "error is": kind, "unit": self.unit, "note": self.note,
         }  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    """A text as LaTeX takes it."""
+    return str(unicode_to_latex(text, unknown_char_policy="keep", unknown_char_warning=False))
 
 
 def _finite(value: Any) -> Any:
@@ -187,6 +200,27 @@ class Page:
                     lines += ["", f"![{caption}]({name})"]
         return "\n".join([*lines, "", "## Reading", "", *(f"- {x}" for x in self.reading), ""])
 
+    def latex(self, folder: Path | None = None, stem: str = "") -> str:
+        """The page as LaTeX; figures are written beside it where a folder is named."""
+        lines = [PREAMBLE, rf"\title{{{_tex(self.title)}}}", r"\begin{document}\maketitle"]
+        for index, section in enumerate(self.sections):
+            lines += ["", rf"\section{{{_tex(section.heading)}}}", TABLE]
+            for n in section.numbers:
+                row = " & ".join(map(_tex, (n.quantity, n.written, n.note)))
+                lines.append(rf"{row} \\")
+            lines.append(r"\bottomrule\end{longtable}")
+            for place, (picture, caption) in enumerate(section.figures):
+                if folder is not None:
+                    name = f"{stem}_{index}{place}.png"
+                    (folder / name).write_bytes(picture.png())
+                    lines += [
+                        r"\begin{figure}[ht]\centering",
+                        rf"\includegraphics[width=\linewidth]{{{name}}}",
+                        rf"\caption{{{_tex(caption)}}}\end{{figure}}",
+                    ]
+        lines += ["", r"\section{Reading}", *(f"{_tex(x)}\n" for x in self.reading)]
+        return "\n".join([*lines, r"\end{document}", ""])
+
     def plain(self) -> dict[str, Any]:
         """Numbers, reading and versions, as JSON takes them."""
         return {
@@ -206,11 +240,15 @@ class Page:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write the page as .html, .md (figures beside it), .json or .txt, by its ending."""
+        """Write the page as .html, .md, .tex, .json or .txt, by its ending.
+
+        Figures of .md and .tex are written beside it.
+        """
         path = Path(path)
         writers = {
             ".html": lambda: self._whole(),
             ".md": lambda: self.markdown(path.parent, path.stem),
+            ".tex": lambda: self.latex(path.parent, path.stem),
             ".json": lambda: json.dumps(self.plain(), indent=1) + "\n",
             ".txt": lambda: f"{self}\n",
         }

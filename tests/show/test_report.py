@@ -1,6 +1,7 @@
 """The report on a model: its numbers are those of the single calls, and every form has them."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -98,6 +99,13 @@ def test_every_form_has_every_number(made, tmp_path):
         assert sentence in text
     assert whole.count("<img") == len(list(tmp_path.glob("*.png"))) >= 2
     assert "://" not in whole  # nothing is fetched from elsewhere
+    latex = page.save(tmp_path / "page.tex").read_text()
+    for name in re.findall(r"\\includegraphics\[.*?\]\{(.*?)\}", latex):
+        assert (tmp_path / name).exists()
+    assert latex.count("\\begin{figure}") == whole.count("<img")
+    rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == len(page.numbers)
+    assert latex.isascii()
     assert page.save(tmp_path / "page.txt").read_text() == f"{page}\n"
 
 
@@ -112,7 +120,9 @@ def test_a_full_report_has_its_layers_and_says_what_it_costs(capsys):
 
 def test_bad_input_gets_one_sentence(made, tmp_path):
     _, page = made
-    with pytest.raises(ValueError, match=r"path must end in \.html, \.md, \.json, \.txt"):
+    with pytest.raises(
+        ValueError, match=r"path must end in \.html, \.md, \.tex, \.json, \.txt"
+    ):
         page.save(tmp_path / "page.pdf")
     with pytest.raises(KeyError, match="quantity must be one of 'parameters'"):
         page["beauty"]
