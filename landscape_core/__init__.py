@@ -44,6 +44,7 @@ from landscape_core.experiments.regularizers import (
 )
 from landscape_core.experiments.statistics import (
     Interval,
+    compare_groups,
     compare_runs,
     correlation,
     correlations,
@@ -186,6 +187,7 @@ __all__ = [
     "batch_sharpness",
     "box_sharpness",
     "check_parameters",
+    "compare_groups",
     "compare_runs",
     "correlation",
     "correlations",

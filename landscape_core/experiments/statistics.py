@@ -278,6 +278,68 @@ def summarize(
     return result
 
 
+def compare_groups(
+    table: pd.DataFrame,
+    by: str,
+    base: Any,
+    columns: Sequence[str],
+    pair: str = "seed",
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Every group minus one of them, over pairs of rows with the same seed.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row to a run.
+    by : str
+        The column that tells groups apart.
+    base : object
+        Its value in the group that is subtracted.
+    columns : sequence of str
+    pair : str
+        The column that makes pairs; in each group its values must differ.
+    level : float
+
+    Returns
+    -------
+    DataFrame
+        One row to a group but the base, one column of :class:`Interval` to each of `columns`
+        (see :func:`paired_difference`), and `n`, the number of pairs; a column `note` says
+        where they are few.
+
+    Examples
+    --------
+    >>> runs = pd.DataFrame({"lr": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "loss": [3, 4, 1, 2]})
+    >>> print(compare_groups(runs, "lr", 1, ["loss"]).loc[2, "loss"])
+    -2 (-2 to -2, n = 2)
+    """
+    columns = _columns(table, columns)
+    _columns(table, [by, pair])
+    groups = {key: rows.set_index(pair)[columns] for key, rows in table.groupby(by, sort=False)}
+    if base not in groups:
+        known = ", ".join(map(str, groups))
+        raise ValueError(f"base must be a value of {by}, one of {known}, got {base!r}")
+    for key, rows in groups.items():
+        if rows.index.has_duplicates:
+            raise ValueError(f"{pair} must differ within a group, but {by} = {key!r} repeats it")
+    found = {}
+    for key, rows in groups.items():
+        both = rows.index.intersection(groups[base].index)
+        if key == base or both.empty:
+            continue
+        row: dict[str, Any] = {"n": len(both)}
+        for name in columns:
+            difference = paired_difference(
+                rows.loc[both, name], groups[base].loc[both, name], level
+            )
+            row[name] = replace(difference, note="")
+        found[key] = row | {"note": _note(len(both))}
+    result = pd.DataFrame.from_dict(found, orient="index", columns=["n", *columns, "note"])
+    result.index.name = by
+    return result if result["note"].any() else result.drop(columns="note")
+
+
 def _p_value(x: pd.Series, y: pd.Series, method: Method) -> float:
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan

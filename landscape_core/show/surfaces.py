@@ -24,6 +24,7 @@ MARK = "#d55e00"  # the colour-blind palette's vermilion
 ARROW = {"arrowstyle": "-|>", "color": "white", "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
 PLATE = {"boxstyle": "round,pad=0.2", "facecolor": "black", "alpha": 0.55, "linewidth": 0}
 Marks = Mapping[str, tuple[float, float]]
+CENTRE: Marks = {"": (0.0, 0.0)}
 
 
 @styled
@@ -32,6 +33,7 @@ def plot_contours(
     *,
     marks: Marks | None = None,
     arrows: Marks | None = None,
+    tracks: Mapping[str, np.ndarray] | None = None,
     log: bool = True,
     labels: tuple[str, str] = ("step along direction 1", "step along direction 2"),
 ) -> Picture:
@@ -44,6 +46,8 @@ def plot_contours(
         Points to mark, in the plane's steps; None marks the centre.
     arrows : mapping of label to (x, y), optional
         Arrows from the centre, in the plane's steps.
+    tracks : mapping of title to array, shape (p, 2), optional
+        For each plane the points of a walk over it, such as those of a training run, in order.
     log : bool
         Whether levels are spaced evenly in the logarithm of the loss.
     labels : (str, str)
@@ -56,17 +60,27 @@ def plot_contours(
     panels = figure.subplots(1, len(planes), sharey=True, squeeze=False)[0]
     for axes, (title, plane) in zip(panels, planes.items(), strict=True):
         filled = fill_contours(axes, plane, (low, high), log)
-        for label, (x, y) in (marks or {"": (0.0, 0.0)}).items():
+        for label, (x, y) in (marks or ({} if tracks else CENTRE)).items():
             axes.plot(x, y, "o", color="white", markeredgecolor="black", markersize=6)
             axes.annotate(label, (x, y), (4, 4), textcoords="offset points", color="white")
         for label, (x, y) in (arrows or {}).items():
             axes.annotate("", (x, y), (0, 0), arrowprops=ARROW)
             text = axes.annotate(label, (x, y), (5, 5), textcoords="offset points")
             text.set(color="white", fontsize=9, bbox=PLATE)
+        if tracks:
+            _draw_track(axes, *np.asarray(tracks[title]).T)
         axes.set(title=title, xlabel=labels[0])
     panels[0].set_ylabel(labels[1])
     loss_bar(figure, filled, list(panels), (low, high), log)
     return Picture(figure)
+
+
+def _draw_track(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    axes.plot(x, y, "-", color="white", linewidth=1.6, zorder=3)
+    axes.scatter(x, y, s=22, c="white", edgecolors="black", linewidths=0.8, zorder=4)
+    for text, at in (("start", 0), ("end", -1)):
+        note = axes.annotate(text, (x[at], y[at]), (5, 5), textcoords="offset points")
+        note.set(color="white", fontsize=9, bbox=PLATE, zorder=5)
 
 
 def fill_contours(

@@ -152,3 +152,26 @@ def test_runs_are_compared_number_by_number():
     assert found.index.tolist() == ["b"]
     assert found.loc["b"].tolist() == [2, 1, pytest.approx(0.2)]
     assert lc.compare_runs(first, first)["different"].tolist() == [0, 0]
+
+
+def test_groups_are_compared_over_pairs_of_one_seed():
+    rng = np.random.default_rng(0)
+    base, change = rng.normal(size=6), rng.normal(size=6)
+    table = pd.DataFrame(
+        {
+            "lr": [0.1] * 6 + [0.2] * 6 + [0.3] * 2,
+            "seed": [*range(6), *reversed(range(6)), 1, 9],
+            "loss": [*base, *(base + change)[::-1], 5.0, 6.0],
+        }
+    )
+    found = lc.compare_groups(table, "lr", 0.1, ["loss"])
+    assert found.index.tolist() == [0.2, 0.3]
+    assert found.n.tolist() == [6, 1]
+    assert found.loc[0.2, "loss"] == lc.paired_difference(base + change, base)
+    assert found.loc[0.3, "loss"].value == pytest.approx(5.0 - base[1])
+    assert found.note.tolist() == ["", "one sample has no spread"]
+    with pytest.raises(ValueError, match=r"base must be a value of lr, one of 0\.1, 0\.2"):
+        lc.compare_groups(table, "lr", 1.0, ["loss"])
+    twice = pd.concat([table, table.head(1)])
+    with pytest.raises(ValueError, match=r"seed must differ within a group, but lr = 0\.1 repeats"):
+        lc.compare_groups(twice, "lr", 0.1, ["loss"])

@@ -104,3 +104,7 @@ def test_contours_take_arrows_from_the_centre():
     arrows = [text for text in axes.texts if text.arrow_patch is not None]
     assert [(text.xy, text.xyann) for text in arrows] == [((1.0, -0.5), (0, 0))]
     assert "floor" in [text.get_text() for text in axes.texts]
+    walk = np.array([[1.0, 1.0], [0.5, 0.2], [0.0, 0.0]])
+    axes = lc.plot_contours({"run": plane}, tracks={"run": walk}).still.axes[0]
+    assert any(np.array_equal(line.get_xydata(), walk) for line in axes.lines)
+    assert [text.get_text() for text in axes.texts] == ["start", "end"]
