@@ -322,7 +322,9 @@ def compare_groups(
         raise ValueError(f"base must be a value of {by}, one of {known}, got {base!r}")
     for key, rows in groups.items():
         if rows.index.has_duplicates:
-            raise ValueError(f"{pair} must differ within a group, but {by} = {key!r} repeats it")
+            raise ValueError(
+                f"{pair} must differ within a group, but {by} = {key!r} repeats it"
+            )
     found = {}
     for key, rows in groups.items():
         both = rows.index.intersection(groups[base].index)

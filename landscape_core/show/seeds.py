@@ -5,6 +5,7 @@ Intervals are drawn from three runs of a group on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ def plot_epochs(
     epoch : str
         The column along the horizontal axis.
     log : collection of str
-        The panels with a logarithmic axis.
+        The panels with a logarithmic axis; means and intervals there are those of the
+        logarithms, where all values are positive.
 
     Examples
     --------
@@ -55,12 +57,13 @@ def plot_epochs(
     names = {str(name): part for name, part in histories.groupby(by, sort=False)}
     for axes, (label, column) in zip(grid, panels.items(), strict=True):
         for name, look in looks(names).items():
-            means, half = _over_seeds(names[name], epoch, column)
+            found = _over_seeds(names[name], epoch, column, label in log).sort_index()
             axes.plot(
-                means.index, means, label=name, color=look["color"], linestyle=look["linestyle"]
-            )
+                found.index, found["mean"], label=name, color=look["color"],
+                linestyle=look["linestyle"],
+            )  # fmt: skip
             axes.fill_between(
-                means.index, means - half, means + half, color=look["color"], alpha=0.2,
+                found.index, found["low"], found["high"], color=look["color"], alpha=0.2,
                 linewidth=0,
             )  # fmt: skip
         axes.set(xlabel=epoch, ylabel=label)
@@ -93,7 +96,8 @@ def plot_groups(
     by : str or None
         A second column that tells groups apart, by colour and marker.
     log : collection of str
-        The panels with a logarithmic axis.
+        The panels with a logarithmic axis; means and intervals there are those of the
+        logarithms, where all values are positive.
     logx : bool
         Whether numbers along the horizontal axis stand on a logarithmic one.
 
@@ -113,7 +117,10 @@ def plot_groups(
     for axes, (label, column) in zip(grid, panels.items(), strict=True):
         for index, (name, look) in enumerate(looks(str(name) for name, _ in groups).items()):
             moved = places + (index - (len(groups) - 1) / 2) * 0.25 / len(groups)
-            _group(axes, groups[index][1], column, x, moved, {**look, "label": name}, lying)
+            _group(
+                axes, groups[index][1], column, x, moved, {**look, "label": name}, lying,
+                label in log,
+            )  # fmt: skip
         named, valued = (axes.yaxis, axes.xaxis) if lying else (axes.xaxis, axes.yaxis)
         named.set_ticks(places.to_numpy(), labels=ticks)
         named.set_minor_locator(NullLocator())
@@ -205,19 +212,22 @@ def _finished(figure: Figure, axes: Axes | None, title: str) -> Picture:
     return Picture(figure)
 
 
-def _over_seeds(part: pd.DataFrame, x: str, column: str) -> tuple[pd.Series, pd.Series]:
-    """Mean at each x and half its 95 % interval; no interval for a single seed."""
-    grouped = part.groupby(x)[column]
-    half = grouped.apply(lambda v: _half(v.to_numpy()))
-    return grouped.mean(), half
+def _over_seeds(part: pd.DataFrame, x: str, column: str, log: bool) -> pd.DataFrame:
+    """At each x the mean and its 95 % interval; for positive values of a log axis, of the logs.
 
-
-def _half(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    if len(finite) < 3:  # two runs have an interval, of the width of the page
-        return 0.0
-    interval = mean_interval(finite)
-    return float(interval.high - interval.low) / 2
+    No interval for fewer than three runs: that of two has the width of the page.
+    """
+    logs = log and bool((part[column].dropna() > 0).all())
+    rows = {}
+    for at, values in part.groupby(x, sort=False)[column]:
+        finite = values[np.isfinite(values)].to_numpy(float)
+        if not len(finite):
+            rows[at] = (math.nan, math.nan, math.nan)
+            continue
+        found = mean_interval(np.log(finite) if logs else finite)
+        ends = (found.low, found.high) if len(finite) > 2 else (found.value, found.value)
+        rows[at] = tuple(np.exp([found.value, *ends])) if logs else (found.value, *ends)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
 
 
 def _places(values: pd.Series, logx: bool) -> tuple[pd.Series, list[str]]:
@@ -241,18 +251,19 @@ def _group(
     places: pd.Series,
     look: dict[str, str],
     lying: bool,
+    log: bool,
 ) -> None:
     """Points and means of one group, upwards or, where names are long, to the right."""
     colour, name = look["color"], look["label"]
-    grouped = part.groupby(x, sort=False)[column]
-    means, half = grouped.mean(), grouped.apply(lambda v: _half(v.to_numpy()))
-    at, ends = part[x].map(places), [places[each] + 0.08 for each in means.index]
+    found = _over_seeds(part, x, column, log)
+    at, ends = part[x].map(places), [places[each] + 0.08 for each in found.index]
     axes.scatter(
         part[column] if lying else at, at if lying else part[column], s=14, color=colour,
         alpha=0.4,
     )  # fmt: skip
+    errors = [found["mean"] - found["low"], found["high"] - found["mean"]]
     axes.errorbar(
-        means if lying else ends, ends if lying else means,
-        xerr=half if lying else None, yerr=None if lying else half,
+        found["mean"] if lying else ends, ends if lying else found["mean"],
+        xerr=errors if lying else None, yerr=None if lying else errors,
         color=colour, marker=look["marker"], linestyle="none", label=name,
     )  # fmt: skip

@@ -57,7 +57,8 @@ def plot_contours(
     figure = Figure(
         figsize=(WIDTH, 0.9 + 2.9 * (2 / max(2, len(planes)))), layout="constrained"
     )
-    panels = figure.subplots(1, len(planes), sharey=True, squeeze=False)[0]
+    heights = {(plane.y[0], plane.y[-1]) for plane in planes.values()}
+    panels = figure.subplots(1, len(planes), sharey=len(heights) == 1, squeeze=False)[0]
     for axes, (title, plane) in zip(panels, planes.items(), strict=True):
         filled = fill_contours(axes, plane, (low, high), log)
         for label, (x, y) in (marks or ({} if tracks else CENTRE)).items():

@@ -173,5 +173,5 @@ def test_groups_are_compared_over_pairs_of_one_seed():
     with pytest.raises(ValueError, match=r"base must be a value of lr, one of 0\.1, 0\.2"):
         lc.compare_groups(table, "lr", 1.0, ["loss"])
     twice = pd.concat([table, table.head(1)])
-    with pytest.raises(ValueError, match=r"seed must differ within a group, but lr = 0\.1 repeats"):
+    with pytest.raises(ValueError, match="seed must differ within a group, but lr"):
         lc.compare_groups(twice, "lr", 0.1, ["loss"])

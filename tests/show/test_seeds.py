@@ -41,6 +41,19 @@ def test_groups_show_every_run_and_the_interval_of_the_mean(table):
     assert [t.get_text() for t in axes.get_xticklabels()] == ["8", "64"]
 
 
+def test_a_logarithmic_axis_has_the_interval_of_the_logarithms(table):
+    rows = table[table.lr == 0.1]
+    picture = lc.plot_groups(rows, {"trace": "trace"}, x="width", log=["trace"])
+    _, means, ends = bars(picture.still.axes[0])
+    wanted = lc.mean_interval(np.log(rows.query("width == 8")["trace"]))
+    assert means[0] == pytest.approx(np.exp(wanted.value))
+    assert ends[0] == pytest.approx(np.exp([wanted.low, wanted.high]))
+    zero = rows.assign(trace=rows["trace"].where(rows.seed > 0, 0.0))
+    picture = lc.plot_groups(zero, {"trace": "trace"}, x="width", log=["trace"])
+    _, means, _ = bars(picture.still.axes[0])
+    assert means[0] == pytest.approx(zero.query("width == 8")["trace"].mean())
+
+
 def test_second_names_stand_beside_each_other_and_in_the_legend(table):
     picture = lc.plot_groups(table, {"trace": "trace"}, x="width", by="lr")
     (legend,) = picture.still.legends
