@@ -112,7 +112,8 @@ def plot_groups(
     places, ticks = _places(table[x], logx)
     lying = max(map(len, ticks)) > 8  # long names stand beside rows
     if lying:
-        figure.set_size_inches(WIDTH, 1.2 + 0.28 * len(ticks) * (len(grid) + 2) // 3)
+        rows = grid[0].get_gridspec().nrows
+        figure.set_size_inches(WIDTH, 0.6 + rows * (0.6 + 0.28 * len(ticks)))
         places = -places
     for axes, (label, column) in zip(grid, panels.items(), strict=True):
         for index, (name, look) in enumerate(looks(str(name) for name, _ in groups).items()):
@@ -125,6 +126,8 @@ def plot_groups(
         named.set_ticks(places.to_numpy(), labels=ticks)
         named.set_minor_locator(NullLocator())
         named.set_label_text("" if lying else x)
+        if lying:
+            axes.set_ylim(-len(ticks) + 0.5, 0.5)
         valued.set_label_text(label)
         if label in log:
             (axes.set_xscale if lying else axes.set_yscale)("log")
@@ -175,9 +178,8 @@ def plot_scatter(
             axes.set_xscale("log")
             plain_log_ticks(axes.xaxis)
         found = correlation(table[column], table[y[1]], method="spearman")
-        axes.set_title(
-            f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n}", fontsize=9
-        )
+        ends = "" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
+        axes.set_title(f"{found.value:.2f}{ends}, n = {found.n}", fontsize=9)
         axes.set(xlabel=label, ylabel=y[0] if axes is grid[0] else "")
     return _finished(figure, grid[0] if by else None, by or "")
 
