@@ -213,6 +213,12 @@ def mean(store: Store, column: str, where: Where) -> Interval:
     return mean_interval(_rows(store.table(), where)[column].dropna())
 
 
+def final(store: Store, column: str, where: Where) -> Interval:
+    """Mean over seeds of a column of the history, at the last epoch of training."""
+    ends = [record.tables["history"][column].iloc[-1] for record in store.find(**where)]
+    return mean_interval(ends)
+
+
 def difference(
     store: Store, column: str, where: Where, base: Where, minus: str | None = None
 ) -> Interval:
@@ -281,7 +287,7 @@ def _exponential(logs: Interval) -> Interval:
     return Interval(value, low, high, logs.n, logs.level, logs.note)
 
 
-MEASURING = (mean, difference, ratio, gain, unrest, rank_correlation, exponent)
+MEASURING = (mean, final, difference, ratio, gain, unrest, rank_correlation, exponent)
 MEASURES: dict[str, Callable[..., Interval]] = {each.__name__: each for each in MEASURING}
 
 

@@ -95,6 +95,10 @@ def test_measures_are_what_pandas_says_of_the_records(reference, tmp_path):
     assert best.value == pytest.approx(1.0)
     calm = MEASURES["unrest"](store, "test_accuracy", high, low)
     assert calm.value == pytest.approx(4.0)
+    last = MEASURES["final"](store, "test_accuracy", low)
+    ends = [r.tables["history"].test_accuracy.iloc[-1] for r in store.find(weight=0.0)]
+    assert last.value == pytest.approx(np.mean(ends))
+    assert last.n == 6
     rank = MEASURES["rank_correlation"](store, "trace", "accuracy", {})
     assert rank.value == pytest.approx(lc.correlation(table.trace, table.accuracy).value)
     of_gap = MEASURES["rank_correlation"](store, "trace", "accuracy", {}, minus="trace")
