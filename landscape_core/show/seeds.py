@@ -112,7 +112,7 @@ def plot_groups(
     places, ticks = _places(table[x], logx)
     lying = max(map(len, ticks)) > 8  # long names stand beside rows
     if lying:
-        rows = grid[0].get_gridspec().nrows
+        rows = -(-len(grid) // _columns(panels))
         figure.set_size_inches(WIDTH, 0.6 + rows * (0.6 + 0.28 * len(ticks)))
         places = -places
     for axes, (label, column) in zip(grid, panels.items(), strict=True):
@@ -193,13 +193,18 @@ def _panels(panels: Columns, table: pd.DataFrame, *needed: str) -> tuple[Figure,
             raise ValueError(
                 f"the table has no column {column!r}, only {', '.join(map(str, table))}"
             )
-    columns = len(panels) if len(panels) <= 3 else 2
+    columns = _columns(panels)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH, 0.5 + 2.7 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in grid[len(panels) :]:
         unused.set_visible(False)
     return figure, grid[: len(panels)]
+
+
+def _columns(panels: Columns) -> int:
+    """How many panels stand in a row."""
+    return len(panels) if len(panels) <= 3 else 2
 
 
 def _finished(figure: Figure, axes: Axes | None, title: str) -> Picture:

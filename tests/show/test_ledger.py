@@ -159,9 +159,7 @@ def test_contradictions_are_computed_from_the_claims_own_numbers(reference, tmp_
 
 def test_a_wrong_file_is_named(reference, tmp_path):
     measure = {"of": "median", "store": "study", "column": "accuracy", "where": {}}
-    with pytest.raises(
-        ValueError, match=r"'It helps.': measure must be one of mean, difference"
-    ):
+    with pytest.raises(ValueError, match=r"'It helps.': measure must be one of mean, final"):
         one(tmp_path, reference, measure=measure, rule={"above": 0})
     with pytest.raises(ValueError, match="a rule must be one of above, below, between"):
         verdict(lc.Interval(1, 0, 2, 5), {"equals": 1})
