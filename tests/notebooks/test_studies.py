@@ -1,0 +1,83 @@
+"""What the study notebooks write down is what their records hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import landscape_core as lc
+from landscape_core.experiments.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def papermill(name: str, folder: Path, **parameters: object) -> Path:
+    """Run a study at a small size; the folder that it wrote to."""
+    given = parameters | {"store": str(folder / "store"), "figures": str(folder / "out")}
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{name}.ipynb"),
+         "out.ipynb", "-y", yaml.safe_dump(given)],
+        cwd=folder, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+def histories(store: Store, name: str) -> pd.DataFrame:
+    return store.tables(name, [record.parameters for record in store.find()])
+
+
+def test_the_report_and_results_of_the_sweep_are_those_of_its_records(tmp_path):
+    out = papermill(
+        "07_fa_regularization", tmp_path, epochs=3, seeds=3, examples=100, test_examples=100,
+        weights=[0.0, 0.1], two_batches=[0.1], gelu=[0.1], points=0, width=8,
+    )  # fmt: skip
+    store = Store(tmp_path / "store" / "07_fa_regularization")
+    table, written = store.table(), json.loads((out / "results.json").read_text())
+    runs = pd.DataFrame(written["runs"])
+    assert len(runs) == len(table)
+    for column in ("test_accuracy", "lambda_max", "trace_of_square"):
+        assert sorted(runs[column]) == pytest.approx(sorted(table[column]), rel=1e-6)
+    assert len(written["epochs"]) == len(histories(store, "history"))
+    sweep = table.query(
+        "method == 'Tr(H²) penalty' and activation == 'relu' and epochs == 3 and clip == 1"
+    )
+    report = (out / "report.md").read_text()
+    for _, rows in sweep.groupby("weight"):
+        for column in ("test_accuracy", "trace_of_square"):
+            mean = lc.mean_interval(rows[column])
+            assert f"{mean.value:.3g} ({mean.low:.3g} to {mean.high:.3g}" in report
+
+
+def test_the_report_and_the_table_of_epochs_are_those_of_the_records(tmp_path):
+    high, low = [0.2, 16], [0.1, 50]
+    out = papermill(
+        "09_noise_regimes", tmp_path, epochs=3, seeds=2, examples=200, test_examples=100,
+        validation=50, measured=50, width=16, high=high, low=low, controls=[],
+        transformers=[], points=0,
+    )  # fmt: skip
+    store = Store(tmp_path / "store" / "09_noise_regimes")
+    key = ["architecture", "lr", "batch_size", "seed", "epoch"]
+    written = pd.read_csv(out / "epochs.csv").sort_values(key)
+    assert len(written) == 4 * 2 * 3
+    for name, columns in (
+        ("history", ["loss", "validation_loss", "test_loss", "sharpness_mean"]),
+        ("curvature", ["lambda_max"]),
+    ):
+        kept = histories(store, name).sort_values(key)
+        for column in columns:
+            assert written[column].tolist() == pytest.approx(kept[column].tolist())
+    report = (out / "report.tex").read_text()
+    for _, rows in store.table().groupby("architecture"):
+        for column in ("test_accuracy", "lambda_max"):
+            wide = rows.pivot_table(index="seed", columns="lr", values=column)
+            change = lc.paired_difference(wide[high[0]], wide[low[0]])
+            assert f"{change.value:.3g} ({change.low:.3g} to {change.high:.3g}" in report
