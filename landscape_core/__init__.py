@@ -107,6 +107,7 @@ from landscape_core.show.plots import (
 )
 from landscape_core.show.report import report
 from landscape_core.show.seeds import plot_epochs, plot_groups, plot_scatter
+from landscape_core.show.settings import Setting, plot_settings
 from landscape_core.show.spectra import plot_convergence, plot_density, plot_density_steps
 from landscape_core.show.surfaces import plot_contours, plot_surface
 from landscape_core.show.tables import summary_table
@@ -170,6 +171,7 @@ __all__ = [
     "Regularizer",
     "ResNet",
     "Segment",
+    "Setting",
     "SmallCNN",
     "SpectralDensity",
     "Split",
@@ -230,6 +232,7 @@ __all__ = [
     "plot_lines",
     "plot_paths",
     "plot_scatter",
+    "plot_settings",
     "plot_surface",
     "plot_training",
     "plot_walk",

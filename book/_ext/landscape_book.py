@@ -16,6 +16,7 @@ import tomllib
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nbformat
 import plotly
@@ -182,9 +183,12 @@ def mend_buttons(
 
 
 def set_repository(app: Sphinx, config: Any) -> None:
-    """Give the theme's buttons the address that pyproject.toml names."""
+    """Give the theme's buttons and the site the addresses that pyproject.toml names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     config.html_theme_options["repository_url"] = project["urls"]["Repository"]
+    site = project["urls"]["Documentation"]
+    config.html_baseurl = config.ogp_site_url = site
+    config.notfound_urls_prefix = urlsplit(site).path  # the page is shown at any address
     for button in ("repository", "issues", "edit_page"):
         config.html_theme_options[f"use_{button}_button"] = True
     config.version = config.release = project["version"]

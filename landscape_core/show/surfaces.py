@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.contour import QuadContourSet
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator
 
 from landscape_core.geometry.slices import Plane
@@ -90,7 +90,7 @@ def fill_contours(
     """Draw filled contours between two losses, with equal steps on both axes."""
     levels = (np.geomspace if log else np.linspace)(*ends, LEVELS + 1)
     norm: Normalize = LogNorm(*ends) if log else Normalize(*ends)
-    loss = np.clip(np.nan_to_num(plane.loss, nan=ends[1]), *ends)
+    loss = np.clip(np.nan_to_num(plane.loss.astype(float), nan=ends[1]), *ends)
     filled = axes.contourf(plane.x, plane.y, loss, levels, cmap=LANDSCAPE, norm=norm)
     axes.contour(plane.x, plane.y, loss, levels, colors="white", linewidths=0.4, alpha=0.7)
     axes.set(aspect="equal")
@@ -99,7 +99,7 @@ def fill_contours(
 
 
 def loss_bar(
-    figure: Figure,
+    figure: FigureBase,
     filled: QuadContourSet,
     panels: list[Axes],
     ends: tuple[float, float],

@@ -209,7 +209,14 @@ def test_the_density_follows_its_slider(visit, width):
 @pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize(
     ("chapter", "name"),
-    [("03_sharpness", "factor"), ("04_paths", "t"), ("05_noise", "learning rate")],
+    [
+        ("03_sharpness", "factor"),
+        ("04_paths", "t"),
+        ("05_noise", "learning rate"),
+        ("07_fa_regularization", "weight"),
+        ("08_width", "setting"),
+        ("09_noise_regimes", "run"),
+    ],
 )
 def test_the_explorer_of_a_chapter_moves_by_keyboard_and_by_mouse(visit, chapter, name, width):
     here = visit(viewport={"width": width, "height": 900})

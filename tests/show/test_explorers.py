@@ -175,3 +175,33 @@ def test_lines_are_drawn_with_their_errors_and_named_once():
 def test_lines_without_a_panel_are_refused():
     with pytest.raises(ValueError, match="nothing to draw"):
         lc.plot_lines({}, xlabel="x")
+
+
+def settings(**more):
+    return {
+        width: lc.Setting(some_plane(k), [4.0 / k, -1.0, 9.0 / k], {"trace": f"{k}"})
+        for k, width in ((1, 8), (2, 64))
+    } | more
+
+
+def test_each_position_shows_surface_spectrum_and_numbers_of_its_setting():
+    figure = lc.plot_settings(settings(), "width").interactive
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == ["8", "64"]
+    for k, step in zip((1, 2), slider.steps, strict=True):
+        surface, spectrum, table = shown(figure, step)
+        np.testing.assert_allclose(surface.customdata, some_plane(k).loss, rtol=1e-6)
+        np.testing.assert_allclose(spectrum.y, [9 / k, 4 / k])  # ranked; negative ones left out
+        assert table.header["values"] == ("trace",)
+        assert table.cells["values"] == ([f"{k}"],)
+    low, high = figure.layout.yaxis2.range
+    assert 10**low < 2
+    assert 10**high > 9
+
+
+def test_settings_that_do_not_fit_each_other_are_refused():
+    other = lc.Setting(some_plane(1), [1.0], {"loss": "1"})
+    with pytest.raises(ValueError, match="all settings must have the same numbers"):
+        lc.plot_settings(settings(other=other), "width")
+    with pytest.raises(ValueError, match="name at least one setting"):
+        lc.plot_settings({}, "width")

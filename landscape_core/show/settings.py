@@ -1,0 +1,158 @@
+"""An explorer of a study: choose a setting, and see its surface, spectrum and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from landscape_core.geometry.slices import Plane
+from landscape_core.show.explorers import COLOURS, contour_trace
+from landscape_core.show.picture import Picture
+from landscape_core.show.sliders import LOG, axis, layout, seen, slider, spread
+from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
+from landscape_core.show.surfaces import GREY, fill_contours, loss_bar, loss_range
+
+STEPS = ("step along direction 1", "step along direction 2")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an explorer shows of one setting of a study.
+
+    Attributes
+    ----------
+    plane : Plane
+        A slice through one network.
+    eigenvalues : array, shape (k,)
+        Of its Hessian; those that are not positive are left out of the picture.
+    numbers : mapping of str to str
+        Anything else, written out; all settings of an explorer have the same names.
+    """
+
+    plane: Plane
+    eigenvalues: np.ndarray = field(repr=False)
+    numbers: Mapping[str, str]
+
+    @property
+    def ranked(self) -> np.ndarray:
+        """The positive eigenvalues, largest first."""
+        values = np.sort(np.asarray(self.eigenvalues, dtype=float))[::-1]
+        return values[values > 0]
+
+
+@styled
+def plot_settings(settings: Mapping[Any, Setting], name: str, *, log: bool = True) -> Picture:
+    """Surface, spectrum and numbers of a study's settings, which change along a slider.
+
+    Parameters
+    ----------
+    settings : mapping of value to Setting
+        In the order of the slider. All surfaces share one colour scale, all spectra one axis.
+    name : str
+        What the values are; it stands at the slider.
+    log : bool
+        Whether levels of the loss are spaced evenly in its logarithm.
+
+    Examples
+    --------
+    >>> import landscape_core as lc, torch
+    >>> x, y = torch.randn(20, 2), torch.randn(20, 1)
+    >>> objective = lc.Objective(torch.nn.Linear(2, 1), torch.nn.functional.mse_loss, (x, y))
+    >>> plane = lc.plane(objective, *torch.eye(3)[:2], points=5)
+    >>> lc.plot_settings({8: lc.Setting(plane, [2.0, 1.0], {"trace": "3.0"})}, "width")
+    Picture(still, interactive)
+    """
+    if not settings:
+        raise ValueError("there is nothing to draw: name at least one setting")
+    names = [list(setting.numbers) for setting in settings.values()]
+    if any(each != names[0] for each in names):
+        raise ValueError(f"all settings must have the same numbers, got {names}")
+    low, high, log = loss_range([each.plane.loss for each in settings.values()], log)
+    return Picture(
+        _still(settings, name, (low, high), log), _moving(settings, name, (low, high), log)
+    )
+
+
+def _still(
+    settings: Mapping[Any, Setting], name: str, ends: tuple[float, float], log: bool
+) -> Figure:
+    values = list(settings)
+    chosen = [values[i] for i in spread(len(values))]
+    side = min(3.0, WIDTH / (len(chosen) + 0.8))
+    figure = Figure(figsize=(WIDTH, side + 3.4), layout="constrained")
+    ratios = (side + 0.6, 2.8)
+    (above,), (under,) = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)
+    row = above.subplots(1, len(chosen), squeeze=False)[0]
+    for axes, value in zip(row, chosen, strict=True):
+        filled = fill_contours(axes, settings[value].plane, ends, log)
+        axes.set_aspect("auto")
+        axes.set_title(str(value), fontsize=9)
+    above.supxlabel(STEPS[0], fontsize=10)
+    row[0].set_ylabel(STEPS[1])
+    loss_bar(above, filled, list(row), ends, log)
+    below = under.subplots()
+    for value, look in zip(chosen, looks(map(str, chosen)).values(), strict=True):
+        ranked = settings[value].ranked
+        below.plot(
+            range(1, len(ranked) + 1), ranked, label=str(value), color=look["color"],
+            linestyle=look["linestyle"], marker=look["marker"],
+        )  # fmt: skip
+    below.set(xlabel="rank", ylabel="eigenvalue", yscale="log")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plain_log_ticks(below.yaxis)
+    under.legend(title=name, loc="outside right center")
+    return figure
+
+
+def _moving(
+    settings: Mapping[Any, Setting], name: str, ends: tuple[float, float], log: bool
+) -> go.Figure:
+    figure, groups = go.Figure(), []
+    every = np.concatenate([setting.ranked for setting in settings.values()])
+    for i, setting in enumerate(settings.values()):
+        ranked, numbers = setting.ranked, setting.numbers
+        surface = contour_trace(setting.plane, ends, log, bar=True)
+        surface.colorbar.update(x=0.44, y=0.66, len=0.68)
+        spectrum = go.Scatter(
+            x=np.arange(1, len(ranked) + 1), y=ranked, mode="lines+markers",
+            line={"color": COLOURS[0]}, showlegend=False, xaxis="x2", yaxis="y2",
+            hovertemplate="rank %{x}: %{y:.4g}<extra></extra>",
+        )  # fmt: skip
+        table = go.Table(
+            domain={"x": [0, 1], "y": [0, 0.16]},
+            header={"values": list(numbers), **_cells("rgba(128,128,128,0.25)")},
+            cells={"values": [[text] for text in numbers.values()], **_cells("rgba(0,0,0,0)")},
+        )
+        for trace in (surface, spectrum, table):
+            trace.update(visible=i == 0)
+            figure.add_trace(trace)
+            groups.append(i)
+    changes = [[{"visible": seen(groups, i)}] for i in range(len(settings))]
+    moved = slider(name, [str(value) for value in settings], changes, 0)
+    logs = [float(np.log10(every.min())) - 0.1, float(np.log10(every.max())) + 0.1]
+    wide, high = [0, 0.42], [0.32, 1]
+    axes = {
+        "xaxis": axis(STEPS[0], domain=wide, constrain="domain", showgrid=False),
+        "yaxis": axis(
+            STEPS[1], domain=high, scaleanchor="x", constrain="domain", showgrid=False
+        ),
+        "xaxis2": axis("rank", domain=[0.64, 1], anchor="y2", dtick=1),
+        "yaxis2": axis("eigenvalue", domain=high, anchor="x2", range=logs, **LOG),
+    }
+    figure.update_layout(layout(540, [moved], showlegend=False, **axes))
+    return figure
+
+
+def _cells(fill: str) -> dict[str, Any]:
+    return {
+        "fill": {"color": fill},
+        "font": {"color": GREY, "size": 13},
+        "line": {"color": "rgba(128,128,128,0.4)"},
+        "height": 26,
+    }
