@@ -133,7 +133,8 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
 
     ``above: x`` is reproduced where the whole interval lies above x, partly where only the
     value does. ``between: [a, b]`` is reproduced where the interval and the range overlap,
-    partly where the value is within a factor of two of the range.
+    partly where the value is within a factor of two of the range. A single run, which has no
+    interval, reproduces nothing more than partly.
 
     >>> verdict(Interval(0.2, 0.1, 0.3, 5), {"above": 0})
     'reproduced'
@@ -144,18 +145,20 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
     if not math.isfinite(measured.value):
         return "not yet measured"
     low, high = measured.low, measured.high
-    if math.isnan(low):  # too few runs for an interval: nothing but the value is known
+    best = "reproduced"
+    if math.isnan(low):  # a single run has no interval that could lie anywhere
         low = high = measured.value
+        best = "partly"
     if kind == "between":
         least, most = bound
         if low <= most and high >= least:
-            return "reproduced"
+            return best
         close = least / 2 <= measured.value <= 2 * most
         return "partly" if close else "not reproduced"
     sign = 1 if kind == "above" else -1
     nearest = min(sign * low, sign * high)
     if nearest > sign * bound:
-        return "reproduced"
+        return best
     return "partly" if sign * measured.value > sign * bound else "not reproduced"
 
 

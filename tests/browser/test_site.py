@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import tomllib
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
+URL = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
+HOME = urlsplit(URL).path
 PAGES = sorted(
     str(path.relative_to(SITE))
     for path in SITE.rglob("*.html")
@@ -29,6 +34,11 @@ pytestmark = pytest.mark.browser
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    """The site below the path of its public address: the page for lost addresses needs it."""
+
+    def translate_path(self, path: str) -> str:
+        return super().translate_path("/" + path.removeprefix(HOME))
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -38,7 +48,7 @@ def address() -> Iterator[str]:
     assert (SITE / "index.html").exists(), "build the book first: jupyter-book build book"
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
+    yield f"http://127.0.0.1:{server.server_port}{HOME}"
     server.shutdown()
     server.server_close()
 
@@ -122,9 +132,54 @@ def test_the_site_has_its_pages():
         "notebooks/05_noise.html",
         "notebooks/06_your_own_model.html",
         "studies.html",
+        "notebooks/07_fa_regularization.html",
+        "notebooks/08_width.html",
+        "notebooks/09_noise_regimes.html",
+        "ledger.html",
+        "glossary.html",
+        "404.html",
+        "theory/flatness.html",
+        "theory/estimation.html",
         "theory/sgd_as_inference.html",
+        "theory/connectivity.html",
+        "theory/three_statements.html",
+        "theory/pac_bayes.html",
     }
     assert expected <= set(PAGES)
+
+
+def test_the_map_of_the_site_names_every_page():
+    tree = ElementTree.parse(SITE / "sitemap.xml").getroot()
+    named = {place.text for place in tree.iter("{*}loc")}
+    assert all(place.startswith(URL) for place in named)
+    chapters = {path for path in PAGES if path not in ("404.html", "search.html")}
+    assert {URL + path for path in chapters} <= named | {URL + "index.html"}
+
+
+def test_a_shared_link_has_a_picture_of_its_own(visit):
+    page = visit().open("notebooks/02_curvature.html")
+    image = page.locator("meta[property='og:image']").get_attribute("content")
+    assert (SITE / image.removeprefix(URL)).is_file()
+    title = page.locator("meta[property='og:title']").get_attribute("content")
+    assert title.startswith("What is curvature")
+
+
+def test_a_lost_address_leads_back(visit):
+    here = visit()
+    page = here.open("404.html")
+    page.locator("a[href$='index.html']").first.click()
+    page.wait_for_load_state("networkidle")
+    assert "geometry of loss landscapes" in page.locator("h1").first.text_content()
+    assert here.problems == []
+
+
+def test_terms_lead_to_the_glossary(visit):
+    here = visit()
+    page = here.open("theory/estimation.html")
+    page.locator("a[href*='glossary.html#term-']").first.click()
+    page.wait_for_load_state("networkidle")
+    assert page.locator("dt:target, dt :target").count() == 1
+    assert here.problems == []
 
 
 @pytest.mark.parametrize("path", PAGES)
