@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -324,3 +325,10 @@ def test_chapter_opens_in_colab_from_its_source(visit):
     page = visit().open("notebooks/01_first_landscape.html")
     link = page.locator("a[href*='colab.research.google.com']").first.get_attribute("href")
     assert link.endswith("/blob/main/notebooks/01_first_landscape.ipynb")
+
+
+def test_every_claim_leads_to_its_figure():
+    claims = yaml.safe_load((ROOT / "landscape_core/reference/claims.yaml").read_text())
+    for claim in claims:
+        path, _, anchor = claim["chapter"].partition("#")
+        assert f'id="{anchor}"' in (SITE / path).read_text(), claim["claim"]
