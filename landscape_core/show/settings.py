@@ -18,6 +18,13 @@ from landscape_core.show.sliders import LOG, axis, layout, seen, slider, spread
 from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 from landscape_core.show.surfaces import GREY, fill_contours, loss_bar, loss_range
 
+CELLS: dict[str, Any] = {
+    "align": ["left", "right"],
+    "fill": {"color": "rgba(0,0,0,0)"},
+    "font": {"color": GREY, "size": 13},
+    "height": 25,
+    "line": {"color": "rgba(128,128,128,0.4)"},
+}
 STEPS = ("step along direction 1", "step along direction 2")
 
 
@@ -118,16 +125,16 @@ def _moving(
     for i, setting in enumerate(settings.values()):
         ranked, numbers = setting.ranked, setting.numbers
         surface = contour_trace(setting.plane, ends, log, bar=True)
-        surface.colorbar.update(x=0.44, y=0.66, len=0.68)
+        surface.colorbar.update(x=0.44, y=0.7, len=0.6)
         spectrum = go.Scatter(
             x=np.arange(1, len(ranked) + 1), y=ranked, mode="lines+markers",
             line={"color": COLOURS[0]}, showlegend=False, xaxis="x2", yaxis="y2",
             hovertemplate="rank %{x}: %{y:.4g}<extra></extra>",
         )  # fmt: skip
         table = go.Table(
-            domain={"x": [0, 1], "y": [0, 0.16]},
-            header={"values": list(numbers), **_cells("rgba(128,128,128,0.25)")},
-            cells={"values": [[text] for text in numbers.values()], **_cells("rgba(0,0,0,0)")},
+            domain={"x": [0, 1], "y": [0, 0.24]},
+            header={"values": ["", ""], "height": 0, "line": {"width": 0}},
+            cells={"values": [list(numbers), list(numbers.values())], **CELLS},
         )
         for trace in (surface, spectrum, table):
             trace.update(visible=i == 0)
@@ -136,7 +143,7 @@ def _moving(
     changes = [[{"visible": seen(groups, i)}] for i in range(len(settings))]
     moved = slider(name, [str(value) for value in settings], changes, 0)
     logs = [float(np.log10(every.min())) - 0.1, float(np.log10(every.max())) + 0.1]
-    wide, high = [0, 0.42], [0.32, 1]
+    wide, high = [0, 0.42], [0.4, 1]
     axes = {
         "xaxis": axis(STEPS[0], domain=wide, constrain="domain", showgrid=False),
         "yaxis": axis(
@@ -145,14 +152,5 @@ def _moving(
         "xaxis2": axis("rank", domain=[0.64, 1], anchor="y2", dtick=1),
         "yaxis2": axis("eigenvalue", domain=high, anchor="x2", range=logs, **LOG),
     }
-    figure.update_layout(layout(540, [moved], showlegend=False, **axes))
+    figure.update_layout(layout(600, [moved], showlegend=False, **axes))
     return figure
-
-
-def _cells(fill: str) -> dict[str, Any]:
-    return {
-        "fill": {"color": fill},
-        "font": {"color": GREY, "size": 13},
-        "line": {"color": "rgba(128,128,128,0.4)"},
-        "height": 26,
-    }

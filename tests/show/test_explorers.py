@@ -192,8 +192,7 @@ def test_each_position_shows_surface_spectrum_and_numbers_of_its_setting():
         surface, spectrum, table = shown(figure, step)
         np.testing.assert_allclose(surface.customdata, some_plane(k).loss, rtol=1e-6)
         np.testing.assert_allclose(spectrum.y, [9 / k, 4 / k])  # ranked; negative ones left out
-        assert table.header["values"] == ("trace",)
-        assert table.cells["values"] == ([f"{k}"],)
+        assert table.cells["values"] == (["trace"], [f"{k}"])
     low, high = figure.layout.yaxis2.range
     assert 10**low < 2
     assert 10**high > 9
