@@ -193,7 +193,7 @@ def test_page_is_clean_self_contained_and_fits(visit, path):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=theme)
         here.read_to_the_end()
-        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        page.wait_for_function("t => document.documentElement.dataset.theme === t", arg=theme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert here.problems == []
     assert page.locator(".merror, .problematic, .MathJax_Error").count() == 0
