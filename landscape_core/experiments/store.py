@@ -39,18 +39,14 @@ class Store:
         Columns: the parameters, then the scalars that the run returned, then status, message,
         seconds, key, and whether the record is outdated.
         """
-        return self._rows(self._records(arrays=False))
+        return self._rows(self._records())
 
-    def records(self) -> list[Record]:
-        """All records, with arrays and tables, in the order in which they were begun."""
-        return self._records(arrays=True)
-
-    def _records(self, arrays: bool) -> list[Record]:
-        """All that can be read, in the order in which they were begun."""
+    def _records(self) -> list[Record]:
+        """All that can be read, without arrays, in the order in which they were begun."""
         found = []
         for path in sorted(self.folder.glob("*.npz")):
             try:
-                found.append(records.read(path, arrays=arrays))
+                found.append(records.read(path, arrays=False))
             except DamagedRecordError as error:
                 warnings.warn(f"{error}; it is left out", stacklevel=3)
         return sorted(found, key=lambda record: record.provenance["begun"])
@@ -65,7 +61,7 @@ class Store:
         """
         path = self.folder / f"{parameter_hash(self._complete(parameters))}.npz"
         if not path.exists():
-            known = ", ".join(str(record.parameters) for record in self._records(False)[:3])
+            known = ", ".join(str(record.parameters) for record in self._records()[:3])
             raise KeyError(
                 f"there is no record of {self.name} for {written(parameters)}; among those "
                 f"there are: {known or 'none'}"
@@ -73,11 +69,11 @@ class Store:
         return records.read(path)
 
     def find(self, **some: Any) -> list[Record]:
-        """The records whose parameters have these values, whatever the others are.
+        """The records whose parameters have these values; without any, all of them.
 
         In the order in which they were begun, with arrays and tables.
         """
-        known = self._records(arrays=False)
+        known = self._records()
         for name in some:
             if known and not any(name in record.parameters for record in known):
                 names = ", ".join(dict.fromkeys(k for r in known for k in r.parameters))
@@ -96,11 +92,15 @@ class Store:
         """The arrays of one run, by name."""
         return self.record(**parameters).arrays
 
-    def tables(self, name: str, runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-        """One table of several runs, such as their histories, with their parameters."""
+    def tables(
+        self, name: str, runs: Iterable[Mapping[str, Any]] | None = None
+    ) -> pd.DataFrame:
+        """One table of several runs, such as their histories, with their parameters.
+
+        Where no runs are named, of all that there are.
+        """
         parts = []
-        for each in runs:
-            record = self.record(**each)
+        for record in self.find() if runs is None else (self.record(**each) for each in runs):
             if name in record.tables:
                 table = record.tables[name].copy()
                 for parameter, value in _flat(record.parameters).items():
@@ -132,7 +132,7 @@ class Store:
                 "digits would be lost"
             )
         target.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in self._records(arrays=False) if record.status != "failed"]
+        kept = [record for record in self._records() if record.status != "failed"]
         for old in set(target.glob("*.npz")) - {target / f"{r.key}.npz" for r in kept}:
             old.unlink()
         for each in kept:

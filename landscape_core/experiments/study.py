@@ -249,7 +249,7 @@ class Study(Store):
         self, folder: str | Path, digits: int = 5, leave_out: Sequence[str] = ()
     ) -> Path:
         """As :meth:`Store.publish`; records made by other code are refused."""
-        old = [record for record in self._records(arrays=False) if self._is_outdated(record)]
+        old = [record for record in self._records() if self._is_outdated(record)]
         if old:
             raise ValueError(
                 f"{len(old)} records of {self.name} were made by other code: run them again "

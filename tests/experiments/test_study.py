@@ -431,6 +431,7 @@ def test_results_do_not_take_the_place_of_parameters(tmp_path):
     history = lc.Study("own", lambda lr: {"h": pd.DataFrame({"lr": [1.0, 0.5]})}, tmp_path)
     history.run(lc.grid(lr=0.1), progress=False)
     table = history.tables("h", lc.grid(lr=0.1))
+    pd.testing.assert_frame_equal(history.tables("h"), table)
     assert table["lr"].tolist() == [1.0, 0.5]
     assert table["lr (parameter)"].tolist() == [0.1, 0.1]
 
@@ -622,8 +623,8 @@ def test_records_are_found_by_some_of_their_parameters(tmp_path):
     study = lc.Study("square", square, tmp_path)
     study.run(lc.grid(x=[1.0, 2.0], power=[2, 3]), progress=False)
     assert [r.scalars["y"] for r in study.find(power=3)] == [1.0, 8.0]
-    assert [r.scalars["y"] for r in study.records()] == [1.0, 1.0, 4.0, 8.0]
-    assert list(study.records()[0].arrays) == ["curve"]
+    assert [r.scalars["y"] for r in study.find()] == [1.0, 1.0, 4.0, 8.0]
+    assert list(study.find()[0].arrays) == ["curve"]
     assert study.find(power=4) == []
     with pytest.raises(ValueError, match="square has no parameter depth, only x, power"):
         study.find(depth=4)

@@ -31,10 +31,6 @@ def papermill(name: str, folder: Path, **parameters: object) -> Path:
     return folder / "out"
 
 
-def histories(store: Store, name: str) -> pd.DataFrame:
-    return store.tables(name, [record.parameters for record in store.find()])
-
-
 def test_the_report_and_results_of_the_sweep_are_those_of_its_records(tmp_path):
     out = papermill(
         "07_fa_regularization", tmp_path, epochs=3, seeds=3, examples=100, test_examples=100,
@@ -46,7 +42,7 @@ def test_the_report_and_results_of_the_sweep_are_those_of_its_records(tmp_path):
     assert len(runs) == len(table)
     for column in ("test_accuracy", "lambda_max", "trace_of_square"):
         assert sorted(runs[column]) == pytest.approx(sorted(table[column]), rel=1e-6)
-    assert len(written["epochs"]) == len(histories(store, "history"))
+    assert len(written["epochs"]) == len(store.tables("history"))
     sweep = table.query(
         "method == 'Tr(H²) penalty' and activation == 'relu' and epochs == 3 and clip == 1"
     )
@@ -72,7 +68,7 @@ def test_the_report_and_the_table_of_epochs_are_those_of_the_records(tmp_path):
         ("history", ["loss", "validation_loss", "test_loss", "sharpness_mean"]),
         ("curvature", ["lambda_max"]),
     ):
-        kept = histories(store, name).sort_values(key)
+        kept = store.tables(name).sort_values(key)
         for column in columns:
             assert written[column].tolist() == pytest.approx(kept[column].tolist())
     report = (out / "report.tex").read_text()
