@@ -32,7 +32,7 @@ from landscape_core.experiments.history import (
 )
 from landscape_core.experiments.metrics import landscape_metrics
 from landscape_core.experiments.models import MLP, ResNet, SmallCNN
-from landscape_core.experiments.parameters import ParameterError, check_parameters
+from landscape_core.experiments.parameters import ParameterError, check_parameters, rerun_line
 from landscape_core.experiments.records import DamagedRecordError, Record
 from landscape_core.experiments.regularizers import (
     SAM,
@@ -112,6 +112,7 @@ from landscape_core.show.spectra import plot_convergence, plot_density, plot_den
 from landscape_core.show.surfaces import plot_contours, plot_surface
 from landscape_core.show.tables import summary_table
 from landscape_core.show.walk import plot_walk
+from landscape_core.show.widgets import explore
 
 __version__ = version("landscape-core")
 
@@ -197,6 +198,7 @@ __all__ = [
     "diagonal",
     "effective_rank",
     "exact_noise_scale",
+    "explore",
     "fit_path",
     "flatness_profile",
     "frame_of_trajectory",
@@ -242,6 +244,7 @@ __all__ = [
     "reference",
     "relative_curvature",
     "report",
+    "rerun_line",
     "spectral_density",
     "summarize",
     "summary_table",

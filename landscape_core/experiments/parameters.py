@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import shlex
 import types
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
@@ -62,6 +64,30 @@ def check_parameters(
     for name, hint in hints.items():
         _check_value(name, namespace, hint, rules.get(name))
     return {name: namespace[name] for name in hints}
+
+
+def rerun_line(notebook: str, **only: Any) -> str:
+    r"""The command that makes the full-scale runs with these parameters once more.
+
+    For notebooks with a file of full-scale parameters, ``studies/<notebook>.yaml``, and a
+    parameter ``only``; run it in the root of a checkout.
+
+    Parameters
+    ----------
+    notebook : str
+        Name of the notebook, without its ending.
+    **only
+        Values that a run's parameters must have.
+
+    Examples
+    --------
+    >>> print(rerun_line("08_width", width=256, seed=0))
+    papermill notebooks/08_width.ipynb out.ipynb -f studies/08_width.yaml \
+        -y 'only: {"width": 256, "seed": 0}'
+    """
+    which = shlex.quote(f"only: {json.dumps(only, ensure_ascii=False)}")
+    source, parameters = f"notebooks/{notebook}.ipynb", f"studies/{notebook}.yaml"
+    return f"papermill {source} out.ipynb -f {parameters} \\\n    -y {which}"
 
 
 def _check_value(

@@ -88,6 +88,26 @@ class Store:
             )
         ]
 
+    def summary(self) -> str:
+        """How many runs there are, how long they took, and on which machines.
+
+        Examples
+        --------
+        >>> import landscape_core as lc
+        >>> print(lc.reference("09_noise_regimes").summary())
+        09_noise_regimes: ... runs, ... h on ..., ... thread..., torch ...
+        """
+        found = self._records()
+        hours: dict[str, float] = {}
+        for made in (record.provenance for record in found):
+            threads = "1 thread" if made["threads"] == 1 else f"{made['threads']} threads"
+            machine = f"{made['processor']} ({made['device']})"
+            where = f"{machine}, {threads}, torch {made['torch']}"
+            hours[where] = hours.get(where, 0.0) + made["seconds"] / 3600
+        spent = "; ".join(f"{time:.1f} h on {where}" for where, time in hours.items())
+        runs = "1 run" if len(found) == 1 else f"{len(found)} runs"
+        return f"{self.name}: {runs}" + (f", {spent}" if spent else "")
+
     def arrays(self, **parameters: Any) -> dict[str, np.ndarray]:
         """The arrays of one run, by name."""
         return self.record(**parameters).arrays

@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from landscape_core.geometry.slices import Plane
 from landscape_core.show.picture import Picture
 from landscape_core.show.style import WIDTH, styled
-from landscape_core.show.surfaces import fill_contours, loss_range
+from landscape_core.show.surfaces import STEPS, fill_contours, loss_range
 
 
 @styled
 def plot_difference(
     planes: Mapping[str, Plane],
     *,
-    labels: tuple[str, str] = ("step along direction 1", "step along direction 2"),
+    labels: tuple[str, str] = STEPS,
 ) -> Picture:
     """Contours of two planes on one colour scale, and of the second minus the first.
 

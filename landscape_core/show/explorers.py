@@ -16,6 +16,7 @@ from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 from landscape_core.show.surfaces import (
     LEVELS,
     LOSS,
+    STEPS,
     fill_contours,
     loss_bar,
     loss_range,
@@ -33,7 +34,7 @@ def plot_contour_steps(
     name: str,
     *,
     log: bool = True,
-    labels: tuple[str, str] = ("step along direction 1", "step along direction 2"),
+    labels: tuple[str, str] = STEPS,
 ) -> Picture:
     """Contours of several planes side by side, which change together along a slider.
 

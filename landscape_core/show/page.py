@@ -7,7 +7,7 @@ import json
 import math
 import platform
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -120,6 +120,13 @@ class Section:
     numbers: list[Number]
     figures: list[tuple[Picture, str]] = field(default_factory=list)
 
+    def write_figures(self, folder: Path, stem: str) -> Iterator[tuple[str, str]]:
+        """Write each figure into the folder; its file's name and its caption."""
+        for place, (picture, caption) in enumerate(self.figures):
+            name = f"{stem}{place}.png"
+            (folder / name).write_bytes(picture.png())
+            yield name, caption
+
 
 class Page:
     """What :func:`report` returns.
@@ -193,10 +200,8 @@ class Page:
                 "|---|---|---|",
             ]
             lines += [f"| {n.quantity} | {n.written} | {n.note} |" for n in section.numbers]
-            for place, (picture, caption) in enumerate(section.figures):
-                if folder is not None:
-                    name = f"{stem}_{index}{place}.png"
-                    (folder / name).write_bytes(picture.png())
+            if folder is not None:
+                for name, caption in section.write_figures(folder, f"{stem}_{index}"):
                     lines += ["", f"![{caption}]({name})"]
         return "\n".join([*lines, "", "## Reading", "", *(f"- {x}" for x in self.reading), ""])
 
@@ -209,10 +214,8 @@ class Page:
                 row = " & ".join(map(_tex, (n.quantity, n.written, n.note)))
                 lines.append(rf"{row} \\")
             lines.append(r"\bottomrule\end{longtable}")
-            for place, (picture, caption) in enumerate(section.figures):
-                if folder is not None:
-                    name = f"{stem}_{index}{place}.png"
-                    (folder / name).write_bytes(picture.png())
+            if folder is not None:
+                for name, caption in section.write_figures(folder, f"{stem}_{index}"):
                     lines += [
                         r"\begin{figure}[ht]\centering",
                         rf"\includegraphics[width=\linewidth]{{{name}}}",

@@ -11,12 +11,18 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from landscape_core.geometry.slices import Plane
+from landscape_core.curvature.eigen import top_eigenpairs
+from landscape_core.curvature.hessian import Hessian
+from landscape_core.curvature.trace import trace
+from landscape_core.geometry.directions import random_directions
+from landscape_core.geometry.slices import Plane, plane
+from landscape_core.objective import Objective
 from landscape_core.show.explorers import COLOURS, contour_trace
+from landscape_core.show.page import Number
 from landscape_core.show.picture import Picture
 from landscape_core.show.sliders import LOG, axis, layout, seen, slider, spread
 from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
-from landscape_core.show.surfaces import GREY, fill_contours, loss_bar, loss_range
+from landscape_core.show.surfaces import GREY, STEPS, fill_contours, loss_bar, loss_range
 
 CELLS: dict[str, Any] = {
     "align": ["left", "right"],
@@ -25,7 +31,6 @@ CELLS: dict[str, Any] = {
     "height": 25,
     "line": {"color": "rgba(128,128,128,0.4)"},
 }
-STEPS = ("step along direction 1", "step along direction 2")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,59 @@ class Setting:
     plane: Plane
     eigenvalues: np.ndarray = field(repr=False)
     numbers: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        test: Objective | None = None,
+        *,
+        points: int = 15,
+        k: int = 8,
+        probes: int = 16,
+        seed: int = 0,
+    ) -> Setting:
+        """Measure what an explorer shows, at the weights of an objective.
+
+        A slice along two random filter-normalized directions, the k eigenvalues of largest
+        size, and loss, accuracy and curvature as text, each with its error.
+
+        Parameters
+        ----------
+        objective : Objective
+        test : Objective, optional
+            The same network on other examples: their loss and accuracy are shown too.
+        points, k, probes, seed : int
+            Points along each axis of the slice, eigenvalues, probes of the trace; of the
+            directions and probes.
+
+        Examples
+        --------
+        >>> import landscape_core as lc, torch
+        >>> x, y = torch.randn(20, 2), torch.randn(20, 1)
+        >>> mse = torch.nn.functional.mse_loss
+        >>> objective = lc.Objective(torch.nn.Linear(2, 1), mse, (x, y))
+        >>> list(lc.Setting.of(objective, points=3, k=2).numbers)
+        ['training loss', 'largest eigenvalue', 'trace']
+        """
+        d1, d2 = random_directions(objective, 2, seed=seed)
+        hessian = Hessian(objective)
+        pairs = top_eigenpairs(hessian, min(k, hessian.n), seed=seed)
+        numbers = {}
+        for name, place in (("training", objective), ("test", test)):
+            if place is not None:
+                found = place.evaluate()
+                numbers[f"{name} loss"] = str(found.loss)
+                if found.accuracy is not None:
+                    numbers[f"{name} accuracy"] = str(found.accuracy)
+        largest = Number.of_pair("largest eigenvalue", pairs, int(pairs.values.argmax()))
+        numbers[largest.quantity] = f"{largest.written} {largest.note}".rstrip()
+        numbers["trace"] = str(trace(hessian, probes, seed=seed))
+        surface = plane(objective, d1, d2, points=points)
+        return cls(surface, pairs.values.cpu().numpy(), numbers)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return plot_settings({"": self}, "")._repr_mimebundle_()
 
     @property
     def ranked(self) -> np.ndarray:
@@ -113,7 +171,8 @@ def _still(
     below.set(xlabel="rank", ylabel="eigenvalue", yscale="log")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain_log_ticks(below.yaxis)
-    under.legend(title=name, loc="outside right center")
+    if len(chosen) > 1:
+        under.legend(title=name, loc="outside right center")
     return figure
 
 
@@ -136,9 +195,9 @@ def _moving(
             header={"values": ["", ""], "height": 0, "line": {"width": 0}},
             cells={"values": [list(numbers), list(numbers.values())], **CELLS},
         )
-        for trace in (surface, spectrum, table):
-            trace.update(visible=i == 0)
-            figure.add_trace(trace)
+        for drawn in (surface, spectrum, table):
+            drawn.update(visible=i == 0)
+            figure.add_trace(drawn)
             groups.append(i)
     changes = [[{"visible": seen(groups, i)}] for i in range(len(settings))]
     moved = slider(name, [str(value) for value in settings], changes, 0)
@@ -152,5 +211,6 @@ def _moving(
         "xaxis2": axis("rank", domain=[0.64, 1], anchor="y2", dtick=1),
         "yaxis2": axis("eigenvalue", domain=high, anchor="x2", range=logs, **LOG),
     }
-    figure.update_layout(layout(600, [moved], showlegend=False, **axes))
+    sliders = [moved] if len(settings) > 1 else []
+    figure.update_layout(layout(600, sliders, showlegend=False, **axes))
     return figure

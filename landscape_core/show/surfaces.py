@@ -19,6 +19,7 @@ from landscape_core.show.style import LANDSCAPE, WIDTH, styled
 
 LOSS = "loss (nats)"
 LEVELS = 15
+STEPS = ("step along direction 1", "step along direction 2")
 GREY = "#808080"  # legible on a white page and on a dark one
 MARK = "#d55e00"  # the colour-blind palette's vermilion
 ARROW = {"arrowstyle": "-|>", "color": "white", "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
@@ -35,7 +36,7 @@ def plot_contours(
     arrows: Marks | None = None,
     tracks: Mapping[str, np.ndarray] | None = None,
     log: bool = True,
-    labels: tuple[str, str] = ("step along direction 1", "step along direction 2"),
+    labels: tuple[str, str] = STEPS,
 ) -> Picture:
     """Contours of the loss over one or several planes, side by side on one colour scale.
 

@@ -1,10 +1,12 @@
 """A notebook's parameters: refused in one sentence, or returned."""
 
+import shlex
 from typing import Literal
 
 import pytest
+import yaml
 
-from landscape_core import ParameterError, check_parameters
+from landscape_core import ParameterError, check_parameters, rerun_line
 
 
 def cell(**values):
@@ -76,3 +78,10 @@ def test_variables_of_later_cells_do_not_matter():
 def test_a_cell_without_annotations_is_refused():
     with pytest.raises(ParameterError, match="annotate them"):
         check_parameters({"epochs": 3})
+
+
+def test_a_rerun_line_is_one_shell_command_that_keeps_every_value():
+    only = {"setting": "it's λ, $HOME", "weight": 0.1, "seed": 0}
+    words = shlex.split(rerun_line("08_width", **only).replace("\\\n", ""))
+    assert words[:3] == ["papermill", "notebooks/08_width.ipynb", "out.ipynb"]
+    assert yaml.safe_load(words[words.index("-y") + 1]) == {"only": only}

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 import landscape_core as lc
 from landscape_core.experiments import records
@@ -486,6 +488,7 @@ def slow(state: lc.TrainingState) -> None:
 
 def work(store: str, seeds: int) -> None:
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # a fork shares its parent's, and would die holding it
     lc.Study("killed", small_training, store).run(lc.grid(seed=range(seeds)), progress=False)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from running import papermill, run
 
 import landscape_core as lc
 
@@ -22,19 +21,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 FAST = {"epochs": 1, "train_examples": 200, "probes": 2, "directions": 2, "slice_points": 3,
         "path_points": 3}  # fmt: skip
-
-
-def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
-    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True)
-
-
-def papermill(
-    source: Path, folder: Path, **parameters: object
-) -> subprocess.CompletedProcess[str]:
-    options = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
-    output = str(folder / "out.ipynb")
-    return run(sys.executable, "-m", "papermill", str(source), output, *options, cwd=folder)
 
 
 def tags(cell: dict) -> list[str]:
@@ -87,13 +73,13 @@ def test_full_scale_parameters_are_those_of_the_notebook(path):
     ],
 )
 def test_papermill_refuses_a_wrong_parameter_in_one_sentence(tmp_path, parameters, message):
-    done = papermill(NOTEBOOKS[0], tmp_path, **parameters)
+    done = papermill(NOTEBOOKS[0], tmp_path, parameters)
     assert done.returncode != 0
     assert f"ParameterError: {message}" in done.stderr.strip().splitlines()[-1]
 
 
 def test_papermill_runs_with_other_parameters_and_saves_the_figures(tmp_path):
-    done = papermill(NOTEBOOKS[0], tmp_path, **FAST, figures=tmp_path / "figures")
+    done = papermill(NOTEBOOKS[0], tmp_path, FAST | {"figures": str(tmp_path / "figures")})
     assert done.returncode == 0, done.stderr
     saved = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"training.png", "flatness.png", "paths.png", "surface.png", "surface.html",
@@ -143,11 +129,7 @@ def test_the_installed_wheel_is_enough_for_a_notebook_on_its_own(tmp_path):
     where = nbformat.v4.new_code_cell("import landscape_core; print(landscape_core.__file__)")
     notebook.cells.insert(0, where)
     nbformat.write(notebook, alone / "notebook.ipynb")
-    options = [word for name, value in FAST.items() for word in ("-p", name, str(value))]
-    done = run(
-        sys.executable, "-m", "papermill", "notebook.ipynb", "out.ipynb", *options,
-        cwd=alone, PYTHONPATH=str(site),
-    )  # fmt: skip
+    done = papermill("notebook.ipynb", alone, FAST, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stderr
     out = nbformat.read(alone / "out.ipynb", as_version=4)
     assert str(site) in out.cells[0].outputs[0].text

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
+from running import papermill
 
 import landscape_core as lc
 from landscape_core.experiments.store import Store
@@ -18,21 +15,16 @@ from landscape_core.experiments.store import Store
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def papermill(name: str, folder: Path, **parameters: object) -> Path:
+def small(name: str, folder: Path, **parameters: object) -> Path:
     """Run a study at a small size; the folder that it wrote to."""
     given = parameters | {"store": str(folder / "store"), "figures": str(folder / "out")}
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{name}.ipynb"),
-         "out.ipynb", "-y", yaml.safe_dump(given)],
-        cwd=folder, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
-    )  # fmt: skip
+    done = papermill(ROOT / "notebooks" / f"{name}.ipynb", folder, given)
     assert done.returncode == 0, done.stderr
     return folder / "out"
 
 
 def test_the_report_and_results_of_the_sweep_are_those_of_its_records(tmp_path):
-    out = papermill(
+    out = small(
         "07_fa_regularization", tmp_path, epochs=3, seeds=3, examples=100, test_examples=100,
         weights=[0.0, 0.1], two_batches=[0.1], gelu=[0.1], points=0, width=8,
     )  # fmt: skip
@@ -55,7 +47,7 @@ def test_the_report_and_results_of_the_sweep_are_those_of_its_records(tmp_path):
 
 def test_the_report_and_the_table_of_epochs_are_those_of_the_records(tmp_path):
     high, low = [0.2, 16], [0.1, 50]
-    out = papermill(
+    out = small(
         "09_noise_regimes", tmp_path, epochs=3, seeds=2, examples=200, test_examples=100,
         validation=50, measured=50, width=16, high=high, low=low, controls=[],
         transformers=[], points=0,
