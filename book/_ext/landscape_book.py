@@ -1,7 +1,8 @@
 """What the book needs of Sphinx beyond Jupyter Book.
 
 1. Notebooks are executed again when the package changes, not only when their cells do.
-2. Interactive figures become a still that the browser replaces by the live figure.
+2. Figures are described to those who do not see them; interactive ones become a still that
+   the browser replaces by the live figure.
 3. The site asks nothing of other servers: MathJax and plotly.js are copied into it.
 4. The repository's address is read from pyproject.toml, its one place.
 """
@@ -83,7 +84,7 @@ def outdated_pages(
     return list(env.found_docs)
 
 
-# --- 2. interactive figures -------------------------------------------------------------------
+# --- 2. figures -------------------------------------------------------------------------------
 
 
 class PlotlyRenderer(render.MimeRenderPlugin):  # type: ignore[misc]
@@ -106,6 +107,23 @@ class PlotlyRenderer(render.MimeRenderPlugin):  # type: ignore[misc]
             f'<script type="application/json">{figure}</script></div>'
         )
         return [nodes.raw("", html, format="html")]
+
+
+class DescribedImage(render.MimeRenderPlugin):  # type: ignore[misc]
+    """Take the alternative text of a figure from its output, where the package wrote it."""
+
+    @staticmethod
+    def handle_mime(
+        renderer: render.NbElementRenderer, data: render.MimeData, inline: bool
+    ) -> list[nodes.Element] | None:
+        """Return the image of an output that has a description, None for any other."""
+        alt = data.output_metadata.get(data.mime_type, {}).get("alt")
+        if inline or data.mime_type != "image/png" or not alt:
+            return None
+        images: list[nodes.Element] = renderer.render_image(data)
+        for image in images:
+            image["alt"] = alt
+        return images
 
 
 class KeepStill(SphinxPostTransform):
@@ -201,7 +219,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # shared with another process, waiting for it costs minutes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # myst-nb finds its renderers by entry points and keeps them in one cached list: join it.
-    render.load_mime_renders().append(PlotlyRenderer)
+    render.load_mime_renders().extend([PlotlyRenderer, DescribedImage])
     app.connect("config-inited", set_repository)
     app.connect("builder-inited", make_static_folder)
     app.connect("source-read", add_package_hash)

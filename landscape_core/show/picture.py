@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from landscape_core.show.style import style
@@ -51,10 +52,35 @@ class Picture:
             self.interactive.write_html(paths[1], include_plotlyjs=True)
         return paths
 
+    @property
+    def alt(self) -> str:
+        """The still in words, for readers who do not see it: its axes, and what is drawn.
+
+        >>> figure = Figure()
+        >>> axes = figure.subplots()
+        >>> line = axes.plot([1, 2], label="MLP")
+        >>> axes.set(title="Training", xlabel="epoch", ylabel="loss")
+        [...]
+        >>> Picture(figure).alt
+        'Training: loss over epoch (MLP)'
+        """
+        described = [text for text in map(_described, self.still.axes) if text]
+        keys = [text.get_text() for legend in self._legends() for text in legend.get_texts()]
+        told = "; ".join(dict.fromkeys(described)) or "figure"
+        untold = [key for key in keys if key not in told]
+        return f"{told}; key: {', '.join(untold)}" if untold else told
+
+    def _legends(self) -> list[Any]:
+        """Legends of the figure and of its parts; those of axes are told with the axes."""
+        return [each for part in (self.still, *self.still.subfigs) for each in part.legends]
+
     def __repr__(self) -> str:
         return "Picture(still)" if self.interactive is None else "Picture(still, interactive)"
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self._bundle(), {"image/png": {"alt": self.alt}}
+
+    def _bundle(self) -> dict[str, Any]:
         bundle: dict[str, Any] = {
             "text/plain": repr(self),
             "image/png": b64encode(self.png()).decode(),
@@ -65,3 +91,16 @@ class Picture:
             html = self.interactive.to_html(full_html=False, include_plotlyjs="cdn")
             return {**bundle, "text/html": html}
         return {PLOTLY_MIME: json.loads(self.interactive.to_json()), **bundle}
+
+
+def _described(axes: Axes) -> str:
+    """Title, axes and series of one panel; of a colour bar, what the colours mean."""
+    x, y, title = axes.get_xlabel(), axes.get_ylabel(), axes.get_title()
+    if axes.get_label() == "<colorbar>":
+        return f"colour: {y or x}" if x or y else ""
+    if hasattr(axes, "get_zlabel"):  # a surface
+        x, y = f"{x} and {y}", axes.get_zlabel()
+    plotted = " over ".join(part for part in (y, x) if part)
+    series = [text for text in axes.get_legend_handles_labels()[1] if text]
+    told = ": ".join(part for part in (title, plotted) if part)
+    return f"{told} ({', '.join(map(str, series))})" if series else told

@@ -101,7 +101,7 @@ class Setting:
         surface = plane(objective, d1, d2, points=points)
         return cls(surface, pairs.values.cpu().numpy(), numbers)
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return plot_settings({"": self}, "")._repr_mimebundle_()
 
     @property

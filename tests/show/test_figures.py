@@ -44,7 +44,7 @@ PICTURES = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_picture_shows_and_saves_itself(results, name, tmp_path):
     picture = PICTURES[name](results)
-    bundle = picture._repr_mimebundle_()
+    bundle, _ = picture._repr_mimebundle_()
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     saved = picture.save(tmp_path / "new", "figure")
     assert all(path.stat().st_size > 2000 for path in saved)
@@ -69,7 +69,7 @@ def test_the_interactive_surface_holds_the_plane(results):
     surface = picture.interactive.data[0]
     np.testing.assert_allclose(surface.z, np.log10(plane.loss), rtol=1e-6)
     np.testing.assert_allclose(np.asarray(surface.customdata)[..., 0], plane.loss, rtol=1e-6)
-    json.dumps(picture._repr_mimebundle_())
+    json.dumps(picture._repr_mimebundle_()[0])
 
 
 def test_summary_table_writes_errors_and_dashes():
@@ -87,3 +87,17 @@ def test_summary_table_writes_errors_and_dashes():
 def test_bad_arguments_are_refused(results):
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         lc.plot_images(lc.Split(torch.zeros(1, 1, 2, 2), torch.zeros(1).long()), 0)
+
+
+def test_a_picture_tells_its_axes_panels_and_colours_in_words():
+    steps = np.linspace(-1.0, 1.0, 5)
+    plane = lc.Plane(steps, steps, np.add.outer(steps**2, steps**2) + 1.0, None)
+    flat = lc.plot_contours({"before": plane, "after": plane}, labels=("east", "north"))
+    assert flat.alt == "before: north over east; after: east; colour: loss (nats)"
+    data, metadata = flat._repr_mimebundle_()
+    assert "image/png" in data
+    assert metadata["image/png"]["alt"] == flat.alt
+    assert (
+        "loss (nats) over east and north"
+        in lc.plot_surface(plane, labels=("east", "north")).alt
+    )

@@ -72,7 +72,7 @@ def test_every_step_of_the_slider_shows_its_own_curve_and_says_so(densities):
 
 def test_slider_travels_as_plain_json_with_a_still(densities, tmp_path):
     picture = lc.plot_density_steps(densities)
-    bundle = picture._repr_mimebundle_()
+    bundle, _ = picture._repr_mimebundle_()
     json.dumps(bundle)
     assert len(bundle[PLOTLY_MIME]["layout"]["sliders"][0]["steps"]) == len(densities)
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
