@@ -1,4 +1,5 @@
 # make book   install, execute the notebooks, build the site
+# make pdf    the book, and its theory part, for paper: _build/pdf
 # make test   install, then everything that CI checks
 # make reference STUDY=08_width   run a study at full scale, and ship its records (hours)
 # Another interpreter: make book PYTHON=python3.12
@@ -10,12 +11,18 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: book test install lint unit notebooks browser site reference clean
+.PHONY: pdf book test install lint unit notebooks browser site reference clean
 
 book: install
 	jupyter-book build book -W -n --keep-going
 	@echo
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
+
+# Needs a Chromium, as the browser tests do.
+pdf: install
+	sh tests/browser/find_chromium.sh
+	jupyter-book build book --builder singlehtml -W --keep-going
+	python book/print_book.py _build/singlehtml/index.html _build/pdf
 
 test: install lint unit notebooks book browser
 
@@ -32,6 +39,7 @@ lint: install
 	ruff check .
 	ruff format --check .
 	mypy
+	codespell
 	nbstripout --verify notebooks/*.ipynb
 
 unit: install

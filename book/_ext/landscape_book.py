@@ -117,12 +117,14 @@ class DescribedImage(render.MimeRenderPlugin):  # type: ignore[misc]
         renderer: render.NbElementRenderer, data: render.MimeData, inline: bool
     ) -> list[nodes.Element] | None:
         """Return the image of an output that has a description, None for any other."""
-        alt = data.output_metadata.get(data.mime_type, {}).get("alt")
-        if inline or data.mime_type != "image/png" or not alt:
+        told = data.output_metadata.get(data.mime_type, {})
+        if inline or data.mime_type != "image/png" or "alt" not in told:
             return None
         images: list[nodes.Element] = renderer.render_image(data)
         for image in images:
-            image["alt"] = alt
+            image["alt"] = image.get("alt", told["alt"])  # a chapter's own words come first
+            if told.get("keep_colours"):
+                image["classes"].append("landscape-keep-colours")
         return images
 
 
@@ -156,7 +158,7 @@ def make_static_folder(app: Sphinx) -> None:
 
 def copy_assets(app: Sphinx, error: Exception | None) -> None:
     """Copy MathJax (one script and its fonts) and plotly.js into the built site."""
-    if error is not None or app.builder.name != "html":
+    if error is not None or app.builder.format != "html":
         return
     output = Path(app.outdir)
     for file in files("sphinx-mathjax-offline") or []:
@@ -200,9 +202,15 @@ def mend_buttons(
 # --- 4. the repository ------------------------------------------------------------------------
 
 
+def read_project() -> dict[str, Any]:
+    """The package's name, version and addresses, as pyproject.toml has them."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
 def set_repository(app: Sphinx, config: Any) -> None:
-    """Give the theme's buttons and the site the addresses that pyproject.toml names."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    """Give the theme's buttons, the site and the pages the addresses of the project."""
+    project = read_project()
     config.html_theme_options["repository_url"] = project["urls"]["Repository"]
     site = project["urls"]["Documentation"]
     config.html_baseurl = config.ogp_site_url = site
@@ -210,6 +218,11 @@ def set_repository(app: Sphinx, config: Any) -> None:
     for button in ("repository", "issues", "edit_page"):
         config.html_theme_options[f"use_{button}_button"] = True
     config.version = config.release = project["version"]
+
+
+def name_repository(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Write the repository's address where a page says ``{{ repository }}``, in code too."""
+    content[0] = content[0].replace("{{ repository }}", read_project()["urls"]["Repository"])
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -223,6 +236,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", set_repository)
     app.connect("builder-inited", make_static_folder)
     app.connect("source-read", add_package_hash)
+    app.connect("source-read", name_repository)
     app.connect("env-get-outdated", outdated_pages)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", mend_buttons, priority=901)

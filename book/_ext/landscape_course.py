@@ -1,7 +1,7 @@
 """What makes pages a course: pictures of chapters, framed goals, an API that knows its uses.
 
 1. ``{chapter-picture} notebooks/08_width`` shows the figure of the chapter's cell that is
-   tagged ``gallery``.
+   tagged ``gallery``; ``{colab}`notebooks/08_width` `` leads to the chapter in Colab.
 2. The list after "Afterwards you can" is framed, with what one needs beforehand.
 3. Each entry of the API names the chapters that use it.
 """
@@ -13,8 +13,10 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from docutils import nodes
+from landscape_book import read_project
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
@@ -54,13 +56,22 @@ def _gallery_cell(app: Sphinx, chapter: str) -> nodes.container:
 
 
 def _picture(app: Sphinx, chapter: str) -> nodes.image:
-    cell = _gallery_cell(app, chapter)
-    # Figures whose colours mean heights keep them in the dark.
-    kept = ["landscape-keep-colours"] if "tag_keep-colours" in cell["classes"] else []
-    for image in cell.findall(nodes.image):
-        found = {"uri": image["uri"], "candidates": image["candidates"]}
-        return nodes.image(**found, alt="", classes=kept)
+    for image in _gallery_cell(app, chapter).findall(nodes.image):
+        kept = {name: image[name] for name in ("uri", "candidates", "classes")}
+        return nodes.image(**kept, alt="")
     raise ExtensionError(f"the cell of {chapter} that is tagged gallery shows no figure")
+
+
+def lead_to_colab(
+    name: str, rawtext: str, text: str, lineno: int, inliner: Any, *_: Any, **__: Any
+) -> tuple[list[nodes.Node], list[nodes.Node]]:
+    """A link that opens a chapter in Colab."""
+    path = urlsplit(read_project()["urls"]["Repository"]).path
+    address = f"https://colab.research.google.com/github{path}/blob/main/{text}.ipynb"
+    link = nodes.reference(
+        rawtext, "Open in Colab", refuri=address, classes=["landscape-colab"]
+    )
+    return [link], []
 
 
 # --- 2. goals ---------------------------------------------------------------------------------
@@ -112,6 +123,7 @@ def name_chapters(
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it with Sphinx."""
     app.add_directive("chapter-picture", ChapterPicture)
+    app.add_role("colab", lead_to_colab)
     app.connect("doctree-read", frame_goals)
     app.connect("doctree-resolved", hang_pictures, priority=100)
     app.connect("autodoc-process-docstring", name_chapters, priority=900)

@@ -11,6 +11,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 
 from landscape_core.show.style import style
@@ -70,6 +72,15 @@ class Picture:
         untold = [key for key in keys if key not in told]
         return f"{told}; key: {', '.join(untold)}" if untold else told
 
+    @property
+    def keep_colours(self) -> bool:
+        """Whether colours mean heights, so that a dark page must not turn them."""
+        fields = ContourSet | QuadMesh
+        return any(
+            hasattr(axes, "get_zlabel") or any(isinstance(c, fields) for c in axes.collections)
+            for axes in self.still.axes
+        )
+
     def _legends(self) -> list[Any]:
         """Legends of the figure and of its parts; those of axes are told with the axes."""
         return [each for part in (self.still, *self.still.subfigs) for each in part.legends]
@@ -78,7 +89,8 @@ class Picture:
         return "Picture(still)" if self.interactive is None else "Picture(still, interactive)"
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self._bundle(), {"image/png": {"alt": self.alt}}
+        told = {"alt": self.alt, "keep_colours": self.keep_colours}
+        return self._bundle(), {"image/png": told}
 
     def _bundle(self) -> dict[str, Any]:
         bundle: dict[str, Any] = {

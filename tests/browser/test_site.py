@@ -2,122 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import threading
 import tomllib
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, sync_playwright
+from visiting import NOTEBOOKS, PAGES, ROOT, SITE, URL
 
-ROOT = Path(__file__).resolve().parents[2]
-SITE = ROOT / "_build" / "html"
-URL = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
-HOME = urlsplit(URL).path
-PAGES = sorted(
-    str(path.relative_to(SITE))
-    for path in SITE.rglob("*.html")
-    if "_static" not in path.parts and path.name not in ("genindex.html",)
-)
-ARGUMENTS = [
-    "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-]  # fmt: skip
 pytestmark = pytest.mark.browser
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """The site below the path of its public address: the page for lost addresses needs it."""
-
-    def translate_path(self, path: str) -> str:
-        return super().translate_path("/" + path.removeprefix(HOME))
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="session")
-def address() -> Iterator[str]:
-    assert (SITE / "index.html").exists(), "build the book first: jupyter-book build book"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}{HOME}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    with sync_playwright() as playwright:  # without a system browser: Playwright's own
-        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """A page with what it said and asked for on the way."""
-
-    def __init__(self, browser: Browser, address: str, **options: object) -> None:
-        self.page: Page = browser.new_page(**options)
-        self.address = address
-        self.problems: list[str] = []
-        self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        self.page.on("request", self._request)
-        self.page.on("requestfailed", lambda r: self.problems.append(f"failed: {r.url}"))
-        self.page.on("response", self._response)
-
-    def _console(self, message) -> None:
-        if message.type == "error":
-            self.problems.append(f"console: {message.text}")
-
-    def _request(self, request) -> None:
-        if not request.url.startswith((self.address, "data:", "blob:")):
-            self.problems.append(f"external: {request.url}")
-
-    def _response(self, response) -> None:
-        if response.status >= 400:
-            self.problems.append(f"{response.status}: {response.url}")
-
-    def open(self, path: str) -> Page:
-        self.page.goto(self.address + path)
-        self.page.wait_for_load_state("networkidle")
-        return self.page
-
-    def read_to_the_end(self) -> None:
-        """Scroll through, and wait for what is drawn on the way."""
-        height = self.page.evaluate("document.body.scrollHeight")
-        for top in range(0, height, 600):
-            self.page.evaluate(f"window.scrollTo(0, {top})")
-            self.page.wait_for_timeout(30)
-        # A busy machine may paint no frame while the scroll passes a figure, and an unseen
-        # figure is rightly not drawn: each is brought into view before it is waited for.
-        for figure in self.page.query_selector_all(".landscape-live"):
-            figure.scroll_into_view_if_needed()
-            self.page.wait_for_function("e => e.dataset.ready", arg=figure, timeout=120_000)
-
-
-@pytest.fixture
-def visit(browser, address):
-    opened = []
-
-    def open_visit(**options):
-        opened.append(Visit(browser, address, **options))
-        return opened[-1]
-
-    yield open_visit
-    for each in opened:
-        each.page.close()
 
 
 def test_the_site_has_its_pages():
@@ -126,6 +19,7 @@ def test_the_site_has_its_pages():
         "api.html",
         "references.html",
         "search.html",
+        "how_to_use.html",
         "notebooks/01_first_landscape.html",
         "notebooks/02_curvature.html",
         "notebooks/03_sharpness.html",
@@ -323,10 +217,72 @@ def test_search_finds_a_word_of_the_book(visit):
     assert here.problems == []
 
 
-def test_chapter_opens_in_colab_from_its_source(visit):
-    page = visit().open("notebooks/01_first_landscape.html")
+def colab(name: str) -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    path = urlsplit(project["Repository"]).path
+    return f"https://colab.research.google.com/github{path}/blob/main/notebooks/{name}.ipynb"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_chapter_opens_in_colab_from_its_source(visit, name):
+    page = visit().open(f"notebooks/{name}.html")
     link = page.locator("a[href*='colab.research.google.com']").first.get_attribute("href")
-    assert link.endswith("/blob/main/notebooks/01_first_landscape.ipynb")
+    assert link == colab(name)
+
+
+def test_the_landing_page_leads_to_every_chapter_and_into_colab(visit):
+    here = visit(viewport={"width": 1400, "height": 900})
+    page = here.open("index.html")
+    for name in NOTEBOOKS:
+        card = page.locator(".sd-card", has=page.locator(f"a[href*='{name}.html']"))
+        assert card.locator(".landscape-colab").get_attribute("href") == colab(name)
+        picture = card.locator(".landscape-picture img")
+        if picture.count():  # the report's card shows its three lines
+            picture.scroll_into_view_if_needed()
+            assert picture.evaluate("image => image.naturalWidth") > 300
+    assert page.locator(".landscape-picture").count() == len(NOTEBOOKS) - 1
+    # The link to Colab lies above the one that covers the card.
+    link = page.locator(".landscape-colab").first
+    link.scroll_into_view_if_needed()
+    box = link.bounding_box()
+    spot = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+    found = page.evaluate("([x, y]) => document.elementFromPoint(x, y).className", spot)
+    assert "landscape-colab" in found
+    assert here.problems == []
+
+
+def test_the_theme_button_turns_the_page_and_is_remembered(visit):
+    here = visit(viewport={"width": 1400, "height": 900}, color_scheme="light")
+    page = here.open("index.html")
+    theme = "document.documentElement.dataset.theme"
+    shade = "getComputedStyle(document.body).backgroundColor"
+    seen = {}
+    for _ in range(3):
+        seen[page.evaluate(theme)] = page.evaluate(shade)
+        page.locator("button.theme-switch-button").first.click()
+        page.wait_for_timeout(300)
+    assert len(set(seen.values())) == 2
+    while page.evaluate(theme) != "dark":
+        page.locator("button.theme-switch-button").first.click()
+    page.goto(page.url.replace("index.html", "glossary.html"))
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate(theme) == "dark"
+    assert here.problems == []
+
+
+def test_a_phone_has_the_contents_behind_a_button(visit):
+    here = visit(viewport={"width": 400, "height": 800})
+    page = here.open("index.html")
+    entry = page.locator(
+        "nav.bd-links a[href*='08_width']:visible, dialog a[href*='08_width']:visible"
+    )
+    assert entry.count() == 0
+    page.locator("button.primary-toggle").first.click()
+    page.wait_for_timeout(500)
+    entry.first.click()
+    page.wait_for_load_state("networkidle")
+    assert page.locator("h1").first.text_content().startswith("Width")
+    assert here.problems == []
 
 
 def test_every_claim_leads_to_its_figure():
