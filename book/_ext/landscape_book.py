@@ -32,6 +32,7 @@ import landscape_core
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = "launch-buttons"  # the theme's name for its menu of live services
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
+STILLS = ("image/png", "image/jpeg")
 
 
 # --- 1. outputs follow the package ------------------------------------------------------------
@@ -118,10 +119,12 @@ class DescribedImage(render.MimeRenderPlugin):  # type: ignore[misc]
     ) -> list[nodes.Element] | None:
         """Return the image of an output that has a description, None for any other."""
         told = data.output_metadata.get(data.mime_type, {})
-        if inline or data.mime_type != "image/png" or "alt" not in told:
+        if inline or data.mime_type not in STILLS or "alt" not in told:
             return None
         images: list[nodes.Element] = renderer.render_image(data)
         for image in images:
+            for size in ("width", "height"):  # as wide as the page allows, however many pixels
+                image.attributes.pop(size, None)
             image["alt"] = image.get("alt", told["alt"])  # a chapter's own words come first
             if told.get("keep_colours"):
                 image["classes"].append("landscape-keep-colours")
@@ -138,9 +141,10 @@ class KeepStill(SphinxPostTransform):
         """Copy the image next to the live figure."""
         for bundle in list(self.document.findall(nodes.container)):
             by_type = {child.get("mime_type"): child for child in bundle.children}
-            if PLOTLY_MIME in by_type and "image/png" in by_type:
+            kind = next((kind for kind in STILLS if kind in by_type), None)
+            if PLOTLY_MIME in by_type and kind:
                 still = nodes.container(classes=["landscape-still"])
-                still += [child.deepcopy() for child in by_type["image/png"].children]
+                still += [child.deepcopy() for child in by_type[kind].children]
                 by_type[PLOTLY_MIME] += still
 
 

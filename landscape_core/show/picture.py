@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from PIL import Image
 
-from landscape_core.show.style import style
+from landscape_core.show.style import DPI, style
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
@@ -38,9 +39,12 @@ class Picture:
 
     def png(self) -> bytes:
         """The still as PNG."""
+        return self._file("png")
+
+    def _file(self, kind: str, **options: Any) -> bytes:
         buffer = io.BytesIO()
         with style():
-            self.still.savefig(buffer, format="png", bbox_inches="tight")
+            self.still.savefig(buffer, format=kind, bbox_inches="tight", pil_kwargs=options)
         return buffer.getvalue()
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
@@ -89,20 +93,30 @@ class Picture:
         return "Picture(still)" if self.interactive is None else "Picture(still, interactive)"
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        told = {"alt": self.alt, "keep_colours": self.keep_colours}
-        return self._bundle(), {"image/png": told}
-
-    def _bundle(self) -> dict[str, Any]:
-        bundle: dict[str, Any] = {
-            "text/plain": repr(self),
-            "image/png": b64encode(self.png()).decode(),
-        }
+        # JupyterLab's renderer of plotly shows a PNG of the same output instead of the live
+        # figure; a JPEG it leaves to those who cannot draw the figure.
         if self.interactive is None:
-            return bundle
+            kind, image = "image/png", self.png()
+        else:
+            kind, image = "image/jpeg", self._file("jpeg", quality=95, subsampling=0)
+        wide, high = (side * 100 // DPI for side in Image.open(io.BytesIO(image)).size)
+        told = {
+            "alt": self.alt,
+            "keep_colours": self.keep_colours,
+            "width": wide,
+            "height": high,
+        }
+        bundle = {"text/plain": repr(self), kind: b64encode(image).decode()}
+        return bundle | self._twin(), {kind: told}
+
+    def _twin(self) -> dict[str, Any]:
+        """The interactive figure, as the notebook at hand can show it."""
+        if self.interactive is None:
+            return {}
         if "google.colab" in sys.modules:  # Colab does not know plotly's own type
             html = self.interactive.to_html(full_html=False, include_plotlyjs="cdn")
-            return {**bundle, "text/html": html}
-        return {PLOTLY_MIME: json.loads(self.interactive.to_json()), **bundle}
+            return {"text/html": html}
+        return {PLOTLY_MIME: json.loads(self.interactive.to_json())}
 
 
 def _described(axes: Axes) -> str:

@@ -150,9 +150,11 @@ def _still(
     values = list(settings)
     chosen = [values[i] for i in spread(len(values))]
     side = min(3.0, WIDTH / (len(chosen) + 0.8))
-    figure = Figure(figsize=(WIDTH, side + 3.4), layout="constrained")
-    ratios = (side + 0.6, 2.8)
-    (above,), (under,) = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)
+    names = list(settings[chosen[0]].numbers)
+    heights = (side + 0.6, 2.8, 0.25 * (len(names) + 1))
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    parts = figure.subfigures(3, 1, squeeze=False, height_ratios=heights)
+    above, under, last = parts[:, 0]
     row = above.subplots(1, len(chosen), squeeze=False)[0]
     for axes, value in zip(row, chosen, strict=True):
         filled = fill_contours(axes, settings[value].plane, ends, log)
@@ -171,6 +173,14 @@ def _still(
     below.set(xlabel="rank", ylabel="eigenvalue", yscale="log")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain_log_ticks(below.yaxis)
+    written = [[settings[value].numbers[name] for value in chosen] for name in names]
+    if written:
+        table = last.subplots()
+        table.set_axis_off()
+        table.table(
+            written, rowLabels=names, colLabels=list(map(str, chosen)), edges="open",
+            cellLoc="center", bbox=(0.25, 0, 0.75, 1),
+        )  # fmt: skip
     if len(chosen) > 1:
         under.legend(title=name, loc="outside right center")
     return figure

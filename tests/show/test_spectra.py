@@ -75,7 +75,7 @@ def test_slider_travels_as_plain_json_with_a_still(densities, tmp_path):
     bundle, _ = picture._repr_mimebundle_()
     json.dumps(bundle)
     assert len(bundle[PLOTLY_MIME]["layout"]["sliders"][0]["steps"]) == len(densities)
-    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    assert base64.b64decode(bundle["image/jpeg"]).startswith(b"\xff\xd8")
     assert {path.suffix for path in picture.save(tmp_path, "steps")} == {".png", ".html"}
 
 

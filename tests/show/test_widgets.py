@@ -70,4 +70,4 @@ def test_a_setting_holds_what_the_measurements_give_and_shows_itself():
     assert setting.numbers["test accuracy"] == str(test.evaluate().accuracy)
     assert setting.plane.loss[2, 2] == pytest.approx(train.loss().item(), rel=1e-5)
     (_, _, output) = parts(lc.explore(lambda size: setting, size=[1]))[0:3]
-    assert {"image/png", "application/vnd.plotly.v1+json"} <= set(output.outputs[0]["data"])
+    assert {"image/jpeg", "application/vnd.plotly.v1+json"} <= set(output.outputs[0]["data"])
