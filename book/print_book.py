@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from playwright.sync_api import PdfMargins, sync_playwright
 from pypdf import PdfReader, PdfWriter
+from pypdf.generic import NameObject, TextStringObject
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -24,25 +26,62 @@ FOOTER = (
 )
 
 
-def print_page(page: Path, target: Path) -> None:
-    """Print one page of HTML, with its outline and page numbers."""
+HEADINGS = "h1, h2, h3, h4, h5, h6"
+
+
+def print_page(page: Path, target: Path) -> list[str]:
+    """Print one page of HTML, with an outline and page numbers; the text of its headings."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:  # without a system browser: Playwright's own
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         view = browser.new_page(color_scheme="light")
         view.goto(page.resolve().as_uri())
-        view.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        answers = "document.querySelectorAll('details:not(.hide)')"  # hidden code stays hidden
+        view.evaluate(f"{answers}.forEach(each => each.open = true)")
+        view.evaluate("document.querySelectorAll('.headerlink').forEach(each => each.remove())")
         view.wait_for_function(
             "window.MathJax?.startup?.promise?.then(() => true)", timeout=300_000
         )
         view.wait_for_load_state("networkidle")
         view.emulate_media(media="print")
+        shown = "all => all.filter(e => e.checkVisibility()).map(e => e.textContent)"
+        headings = [
+            " ".join(text.split()) for text in view.locator(HEADINGS).evaluate_all(shown)
+        ]
         view.pdf(
-            path=target, format="A4", margin=MARGINS, print_background=True, tagged=True,
-            outline=True, display_header_footer=True, header_template="<span></span>",
+            path=target, format="A4", scale=0.8, margin=MARGINS, print_background=True,
+            tagged=True, outline=True, display_header_footer=True,
+            header_template="<span></span>",
             footer_template=FOOTER,
         )  # fmt: skip
         browser.close()
+    return headings
+
+
+def retitle(book: Path, headings: list[str]) -> None:
+    """Write the headings into the outline: Chromium joins and doubles lines that wrap.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer of them.
+    """
+    writer = PdfWriter(clone_from=book)
+    entries = list(_entries(writer.root_object["/Outlines"]))
+    if len(entries) != len(headings):
+        raise ValueError(f"{len(entries)} entries in the outline for {len(headings)} headings")
+    for entry, heading in zip(entries, headings, strict=True):
+        entry[NameObject("/Title")] = TextStringObject(heading)
+    writer.write(book)
+
+
+def _entries(parent: Any) -> Iterator[Any]:
+    child = parent.get("/First")
+    while child is not None:
+        entry = child.get_object()
+        yield entry
+        yield from _entries(entry)
+        child = entry.get("/Next")
 
 
 def part(book: Path, caption: str, target: Path) -> None:
@@ -80,7 +119,8 @@ def _title(file: str) -> str:
 if __name__ == "__main__":
     source, folder = map(Path, sys.argv[1:])
     folder.mkdir(parents=True, exist_ok=True)
-    print_page(source, folder / "loss_landscapes.pdf")
+    headings = print_page(source, folder / "loss_landscapes.pdf")
+    retitle(folder / "loss_landscapes.pdf", headings)
     part(folder / "loss_landscapes.pdf", "Theory", folder / "theory.pdf")
     for path in sorted(folder.glob("*.pdf")):
         print(f"{path}: {len(PdfReader(path).pages)} pages, {path.stat().st_size / 1e6:.1f} MB")
