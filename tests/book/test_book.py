@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,11 +34,11 @@ class Book:
         (folder / "book" / "notebooks").mkdir()
         self.write("import landscape_core as lc\nprint('answer', lc.Estimate(1.0, 0.1, 3))")
 
-    def write(self, source: str) -> None:
+    def write(self, source: str, text: str = "# Page", tags: tuple[str, ...] = ()) -> None:
         notebook = nbformat.v4.new_notebook()
         notebook.cells = [
-            nbformat.v4.new_markdown_cell("# Page", id="title"),
-            nbformat.v4.new_code_cell(source, id="code"),
+            nbformat.v4.new_markdown_cell(text, id="title"),
+            nbformat.v4.new_code_cell(source, id="code", metadata={"tags": list(tags)}),
         ]
         nbformat.write(notebook, self.folder / "book" / "notebooks" / "page.ipynb")
 
@@ -49,8 +50,8 @@ class Book:
             command, cwd=self.folder, env=settings, capture_output=True, text=True
         )
 
-    def page(self) -> str:
-        return (self.folder / "_build" / "html" / "notebooks" / "page.html").read_text()
+    def page(self, name: str = "notebooks/page") -> str:
+        return (self.folder / "_build" / "html" / f"{name}.html").read_text()
 
 
 @pytest.fixture
@@ -106,3 +107,44 @@ def test_interactive_figures_travel_with_their_still(book):
         book.folder / "_build" / "html" / "_static" / "mathjax" / "output" / "chtml" / "fonts"
     )
     assert len(list((fonts / "woff-v2").glob("*.woff"))) > 10
+
+
+SURFACE = (
+    "import numpy as np, landscape_core as lc\n"
+    "x = np.arange(3.0)\n"
+    "lc.plot_contours({'a': lc.Plane(x, x, np.ones((3, 3)) + x, None)})"
+)
+LANDING = """# A book
+
+```{chapter-picture} notebooks/page
+```
+
+{colab}`notebooks/page`
+"""
+
+
+def test_the_landing_page_shows_the_chapters_picture_and_leads_to_colab(book):
+    (book.folder / "book" / "index.md").write_text(LANDING)
+    goals = "# Page\n\nText. Afterwards you can\n\n- count;\n- add.\n\nRead the first chapter."
+    book.write(SURFACE, goals, ("gallery",))
+    build = book.build()
+    assert build.returncode == 0, build.stdout + build.stderr
+    landing, page = book.page("index"), book.page()
+    picture = re.search(
+        r'landscape-picture.*?<img alt="".*?src="(_images/\w+\.png)"', landing, re.S
+    )
+    assert picture is not None
+    assert f"../{picture[1]}" in page
+    assert "/blob/main/notebooks/page.ipynb" in landing
+    assert 'alt="a: step along direction 2 over step along direction 1' in page
+    framed = re.search(r'<div class="landscape-goals.*?</div>', page, re.S)
+    assert "add." in framed[0]
+    assert "Read the first chapter." in framed[0]
+
+
+def test_a_card_without_a_picture_stops_the_build(book):
+    (book.folder / "book" / "index.md").write_text(LANDING)
+    book.write(SURFACE)
+    build = book.build()
+    assert build.returncode != 0
+    assert "notebooks/page has no cell tagged gallery" in build.stdout + build.stderr
