@@ -9,7 +9,7 @@ import landscape_core as lc
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORT_NAMES = {"PyYAML": "yaml", "scikit-learn": "sklearn"}
+IMPORT_NAMES = {"PyYAML": "yaml", "scikit-learn": "sklearn", "pillow": "PIL"}
 
 
 def test_the_package_requires_what_it_imports_and_nothing_else():
@@ -18,7 +18,8 @@ def test_the_package_requires_what_it_imports_and_nothing_else():
     required = {re.match(r"[\w-]+", line).group() for line in PROJECT["dependencies"]}
     required = {IMPORT_NAMES.get(name, name) for name in required}
     assert required <= imported
-    required |= {"dask", "distributed"}  # an extra, imported where it is asked for
+    # Extras, imported where they are asked for.
+    required |= {"dask", "distributed", "ipywidgets", "IPython"}
     assert imported - required - {"landscape_core"} <= set(sys.stdlib_module_names)
 
 
