@@ -61,6 +61,11 @@
     document.querySelectorAll(".landscape-live").forEach((place) => seen.observe(place));
   };
 
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
-  else start();
+  // Docutils calls the references a list, but none of its children an item of one.
+  const mendLists = () =>
+    document.querySelectorAll(".citation-list[role=list]").forEach((list) => list.removeAttribute("role"));
+
+  const begin = () => [start, mendLists].forEach((each) => each());
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
+  else begin();
 })();
