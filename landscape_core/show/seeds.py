@@ -54,6 +54,8 @@ def plot_epochs(
     Picture(still)
     """
     figure, grid = _panels(panels, histories, by)
+    if histories.empty:
+        return _empty(figure, grid, panels)
     names = {str(name): part for name, part in histories.groupby(by, sort=False)}
     for axes, (label, column) in zip(grid, panels.items(), strict=True):
         for name, look in looks(names).items():
@@ -108,6 +110,8 @@ def plot_groups(
     Picture(still)
     """
     figure, grid = _panels(panels, table, x, *([by] if by else []))
+    if table.empty:
+        return _empty(figure, grid, panels)
     groups = list(table.groupby(by, sort=False)) if by else [("", table)]
     places, ticks = _places(table[x], logx)
     lying = max(map(len, ticks)) > 8  # long names stand beside rows
@@ -164,6 +168,8 @@ def plot_scatter(
     Picture(still)
     """
     figure, grid = _panels(panels, table, y[1], *([by] if by else []))
+    if table.empty:
+        return _empty(figure, grid, panels)
     groups = list(table.groupby(by, sort=False)) if by else [("", table)]
     for axes, (label, column) in zip(grid, panels.items(), strict=True):
         for (name, part), look in zip(
@@ -189,7 +195,7 @@ def _panels(panels: Columns, table: pd.DataFrame, *needed: str) -> tuple[Figure,
     if not panels:
         raise ValueError("there is nothing to draw: name at least one panel")
     for column in [*panels.values(), *needed]:
-        if column not in table:
+        if column not in table and not table.empty:
             raise ValueError(
                 f"the table has no column {column!r}, only {', '.join(map(str, table))}"
             )
@@ -200,6 +206,14 @@ def _panels(panels: Columns, table: pd.DataFrame, *needed: str) -> tuple[Figure,
     for unused in grid[len(panels) :]:
         unused.set_visible(False)
     return figure, grid[: len(panels)]
+
+
+def _empty(figure: Figure, grid: list[Axes], panels: Columns) -> Picture:
+    """What a table without runs gives: a study that was asked for none of a kind goes on."""
+    for axes, label in zip(grid, panels, strict=True):
+        axes.set(ylabel=label, xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "no runs", ha="center", va="center", transform=axes.transAxes)
+    return Picture(figure)
 
 
 def _columns(panels: Columns) -> int:

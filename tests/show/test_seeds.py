@@ -133,3 +133,13 @@ def test_planes_that_cannot_be_compared_are_refused():
     wider = lc.Plane(np.linspace(-2, 2, 5), np.linspace(-2, 2, 5), np.ones((5, 5)), None)
     with pytest.raises(ValueError, match="the same steps along both directions"):
         lc.plot_difference({"base": plane(1.0), "other": wider})
+
+
+@pytest.mark.parametrize("empty", [pd.DataFrame(), pd.DataFrame({"a": [], "b": [], "c": []})])
+def test_a_table_without_runs_gives_a_figure_that_says_so(empty):
+    for picture in (
+        lc.plot_epochs(empty, {"A": "a"}, by="b", epoch="c"),
+        lc.plot_groups(empty, {"A": "a"}, x="b", by="c"),
+        lc.plot_scatter(empty, {"A": "a"}, y=("B", "b"), by="c"),
+    ):
+        assert picture.still.axes[0].texts[0].get_text() == "no runs"
