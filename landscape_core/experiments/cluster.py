@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copyreg
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -68,12 +67,13 @@ def on_processes(
         raise ImportError(
             "workers need dask.distributed: pip install 'landscape-core[distributed]'"
         ) from error
-    workers = min(workers, len(tasks))
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    # Divided by what was asked for, not by what is needed: the numbers of a run depend on its
+    # threads, and must not depend on how many others are done with it.
+    threads = max(1, torch.get_num_threads() // workers)
     limited = [replace(task, threads=threads) for task in tasks]  # type: ignore[type-var]
     with dask.config.set(WORKERS):
         cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
+            n_workers=min(workers, len(tasks)), threads_per_worker=1, processes=True, dashboard_address=None,
             memory_limit=0,
         )  # fmt: skip
     with cluster, Client(cluster) as client:

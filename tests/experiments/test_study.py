@@ -901,3 +901,12 @@ def test_a_function_of_a_notebook_travels_to_workers(tmp_path):
     study = lc.Study("notebook", names["run"], tmp_path)
     table = study.run(lc.grid(seed=0), workers=1, progress=False)
     assert table[["status", "classes", "drawn"]].to_numpy().tolist() == [["done", 10, 2.0]]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_has_the_same_threads_alone_or_among_others(tmp_path):
+    study = lc.Study("threads", square, tmp_path)
+    study.run(lc.grid(x=1), workers=2, progress=False)
+    study.run(lc.grid(x=[2, 3, 4]), workers=2, progress=False)
+    threads = {record.provenance["threads"] for record in study.find()}
+    assert threads == {max(1, torch.get_num_threads() // 2)}
