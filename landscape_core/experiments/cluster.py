@@ -73,8 +73,8 @@ def on_processes(
     limited = [replace(task, threads=threads) for task in tasks]  # type: ignore[type-var]
     with dask.config.set(WORKERS):
         cluster = LocalCluster(
-            n_workers=min(workers, len(tasks)), threads_per_worker=1, processes=True, dashboard_address=None,
-            memory_limit=0,
+            n_workers=min(workers, len(tasks)), threads_per_worker=1, processes=True,
+            dashboard_address=None, memory_limit=0,
         )  # fmt: skip
     with cluster, Client(cluster) as client:
         yield from on_client(call, limited, client, lost)
