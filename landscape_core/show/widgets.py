@@ -92,9 +92,10 @@ def _control(widgets: Any, name: str, values: Sequence[Any]) -> Any:
 
 def _shown(result: Any) -> Mapping[str, Any]:
     """A result as an output of a cell."""
-    from IPython.core.interactiveshell import InteractiveShell  # comes with ipywidgets
+    from IPython import get_ipython  # comes with ipywidgets
+    from IPython.core.formatters import DisplayFormatter
 
-    formatter = InteractiveShell.instance().display_formatter
-    assert formatter is not None  # an instance has one
+    shell = get_ipython()
+    formatter = DisplayFormatter() if shell is None else shell.display_formatter
     data, metadata = formatter.format(result)
     return {"output_type": "display_data", "data": data, "metadata": metadata}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 from running import papermill, run
 
@@ -55,7 +56,7 @@ def test_full_scale_parameters_are_those_of_the_notebook(path):
     cells = json.loads((ROOT / "notebooks" / f"{path.stem}.ipynb").read_text())["cells"]
     named = {tag: "".join(c["source"]) for c in cells for tag in tags(c)}
     check = next("".join(c["source"]) for c in cells if "check_param" in "".join(c["source"]))
-    namespace: dict = {"lc": lc}
+    namespace: dict = {"lc": lc, "torch": torch}
     exec(named["parameters"], namespace)
     known = set(namespace["__annotations__"])
     chosen = yaml.safe_load(path.read_text())
