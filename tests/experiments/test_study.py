@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import landscape_core as lc
 from landscape_core.experiments import records
@@ -488,10 +488,19 @@ def slow(state: lc.TrainingState) -> None:
 
 def work(store: str, seeds: int) -> None:
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # a fork shares its parent's, and would die holding it
     lc.Study("killed", small_training, store).run(lc.grid(seed=range(seeds)), progress=False)
 
 
+@pytest.fixture
+def locks_of_its_own(monkeypatch):
+    """A fork shares the lock of progress bars, and one that is killed may die holding it."""
+    lock = threading.RLock()
+    for each in tqdm.__mro__:
+        if hasattr(each, "get_lock"):
+            monkeypatch.setattr(each, "_lock", lock, raising=False)
+
+
+@pytest.mark.usefixtures("locks_of_its_own")
 def test_a_process_killed_at_random_moments_leaves_the_same_table(tmp_path):
     seeds = 12
     torch.set_num_threads(1)
