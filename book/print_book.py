@@ -29,11 +29,15 @@ FOOTER = (
 HEADINGS = "h1, h2, h3, h4, h5, h6"
 
 
+def chromium() -> str | None:
+    """The browser that CHROMIUM names, or the system's; None for Playwright's own."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def print_page(page: Path, target: Path) -> list[str]:
     """Print one page of HTML, with an outline and page numbers; the text of its headings."""
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    with sync_playwright() as playwright:  # without a system browser: Playwright's own
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         view = browser.new_page(color_scheme="light")
         view.goto(page.resolve().as_uri())
         answers = "document.querySelectorAll('details:not(.hide)')"  # hidden code stays hidden
@@ -98,7 +102,7 @@ def part(book: Path, caption: str, target: Path) -> None:
     starts: dict[str, int] = {}
     for entry in _flat(reader.outline):
         starts.setdefault(entry.title, reader.get_destination_page_number(entry) or 0)
-    first, after = (_title(toc[i]["chapters"][0]["file"]) for i in (at, at + 1))
+    first, after = (chapter_title(toc[i]["chapters"][0]["file"]) for i in (at, at + 1))
     for title in (first, after):
         if title not in starts:
             raise ValueError(f"the book's outline has no {title!r}, only {list(starts)[:20]}")
@@ -111,7 +115,8 @@ def _flat(outline: list[Any]) -> list[Any]:
     return [e for x in outline for e in (_flat(x) if isinstance(x, list) else [x])]
 
 
-def _title(file: str) -> str:
+def chapter_title(file: str) -> str:
+    """The title of a page of the book."""
     text = (ROOT / "book" / f"{file}.md").read_text()
     return next(line for line in text.splitlines() if line.startswith("# "))[2:]
 

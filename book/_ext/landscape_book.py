@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tomllib
+from functools import cache
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,7 @@ def mend_buttons(
 # --- 4. the repository ------------------------------------------------------------------------
 
 
+@cache
 def read_project() -> dict[str, Any]:
     """The package's name, version and addresses, as pyproject.toml has them."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -195,7 +195,7 @@ def _panels(panels: Columns, table: pd.DataFrame, *needed: str) -> tuple[Figure,
     if not panels:
         raise ValueError("there is nothing to draw: name at least one panel")
     for column in [*panels.values(), *needed]:
-        if column not in table and not table.empty:
+        if column not in table and len(table.columns):  # without runs there may be none
             raise ValueError(
                 f"the table has no column {column!r}, only {', '.join(map(str, table))}"
             )

@@ -36,6 +36,8 @@ def explore(draw: Draw, /, **choices: Sequence[Any]) -> Any:
         Without ipywidgets.
     ValueError
         If there is nothing to choose from.
+    Exception
+        What the function raises for the first values. Of later ones the line says it.
 
     Examples
     --------
@@ -55,24 +57,25 @@ def explore(draw: Draw, /, **choices: Sequence[Any]) -> Any:
     status, output = widgets.Label(), widgets.Output()
     kept: dict[tuple[int, ...], tuple[Any, ...]] = {}
 
-    def show(_: object = None) -> None:
+    def show() -> None:
         at = tuple(control.index for control in controls.values())
         chosen = {name: control.value for name, control in controls.items()}
         if at not in kept:
             status.value = "computing …"
-            try:
-                result = draw(**chosen)
-            except Exception as error:  # as a cell would show it; the sliders stay alive
-                status.value = f"{type(error).__name__}: {error}"
-                output.outputs = ()
-                return
-            kept[at] = (_shown(result),)
+            kept[at] = (_shown(draw(**chosen)),)
         output.outputs = kept[at]
         status.value = ", ".join(f"{name} = {value}" for name, value in chosen.items())
 
+    def follow(_: object) -> None:
+        try:
+            show()
+        except Exception as error:  # told, and the sliders stay alive
+            status.value = f"{type(error).__name__}: {error}"
+            output.outputs = ()
+
+    show()  # what fails here fails the cell
     for control in controls.values():
-        control.observe(show, names="index")
-    show()
+        control.observe(follow, names="index")
     return widgets.VBox([*controls.values(), status, output])
 
 

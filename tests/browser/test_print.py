@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
+import print_book
 import pytest
 from pypdf import PdfReader
-from visiting import ROOT
 
 pytestmark = pytest.mark.browser
-spec = importlib.util.spec_from_file_location("print_book", ROOT / "book" / "print_book.py")
-print_book = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(print_book)
 
 LONG = "A heading that is so long that it cannot stand on a single line of the page, and wraps"
 CHAPTER = '<section style="break-before: page"><h2>{}</h2><p>{}</p></section>'
@@ -26,7 +21,7 @@ def titles(book):
 
 @pytest.fixture
 def page(tmp_path):
-    first, after = (print_book._title(name) for name in ("theory/flatness", "studies"))
+    first, after = (print_book.chapter_title(name) for name in ("theory/flatness", "studies"))
     chapters = [(LONG, "one"), (first, "two"), ("Another", "three"), (after, "four")]
     body = "<h1>The book</h1>" + "".join(CHAPTER.format(*each) for each in chapters)
     mathjax = "<script>window.MathJax = {startup: {promise: Promise.resolve()}}</script>"

@@ -135,6 +135,11 @@ def test_planes_that_cannot_be_compared_are_refused():
         lc.plot_difference({"base": plane(1.0), "other": wider})
 
 
+def test_a_misspelt_column_is_refused_without_runs_too():
+    with pytest.raises(ValueError, match="the table has no column 'A'"):
+        lc.plot_epochs(pd.DataFrame({"a": [], "b": []}), {"A": "A"}, by="b")
+
+
 @pytest.mark.parametrize("empty", [pd.DataFrame(), pd.DataFrame({"a": [], "b": [], "c": []})])
 def test_a_table_without_runs_gives_a_figure_that_says_so(empty):
     for picture in (

@@ -48,6 +48,11 @@ def test_an_error_is_told_and_the_next_choice_works():
     assert output.outputs[0]["data"]["text/plain"] == "0.1"
 
 
+def test_what_fails_at_once_fails_the_cell():
+    with pytest.raises(ZeroDivisionError):
+        lc.explore(lambda x: 1 / x, x=[0, 1])
+
+
 def test_what_cannot_be_explored_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="nothing to explore: name an argument"):
         lc.explore(print)
