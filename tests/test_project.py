@@ -54,7 +54,7 @@ def test_the_version_stands_in_one_place():
 
 
 FLOORS = [  # each may import from those before it
-    ("results", "backends", "batches", "batchnorm", "criteria", "parameter_space"),
+    ("results", "backends", "batches", "batchnorm", "criteria", "parameter_space", "progress"),
     ("objective",),
     ("curvature",),
     ("evaluator",),

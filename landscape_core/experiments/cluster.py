@@ -5,11 +5,14 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
+
+from landscape_core.progress import speaking_through
 
 # Dask has workers hand freed memory back at once, which costs a training that takes the same
 # megabytes again in every step half of its time, and looks at what they do a hundred times a
@@ -39,8 +42,7 @@ def on_client(
     # A function of a notebook travels by value, with all modules that its names may mean:
     # `data.classes` then brings torch.classes along, which does not know how to be pickled.
     copyreg.pickle(type(torch.classes), _by_name)  # type: ignore[arg-type]
-    quiet = [replace(task, quiet=True) for task in tasks]  # type: ignore[type-var]
-    futures = client.map(call, quiet, pure=False, key="run")
+    futures = client.map(partial(_silently, call), tasks, pure=False, key="run")
     of = dict(zip((future.key for future in futures), tasks, strict=True))
     try:
         for future in as_completed(futures):
@@ -48,6 +50,11 @@ def on_client(
             yield future.result() if error is None else lost(of[future.key], repr(error))
     finally:
         client.cancel(futures)
+
+
+def _silently(call: Callable[[T], R], task: T) -> R:
+    with speaking_through():  # a worker has no place for bars
+        return call(task)
 
 
 def _by_name(module: ModuleType) -> tuple[Callable[[str], ModuleType], tuple[str]]:

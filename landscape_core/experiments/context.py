@@ -21,8 +21,6 @@ class RunContext:
         Names and hashes of the data sets that were loaded.
     trainings : int
         How many trainings have begun.
-    quiet : bool
-        Whether bars of its own would only disturb.
     inside : frozenset
         Folder and key of this run and of those in whose code it was asked for.
     """
@@ -30,7 +28,6 @@ class RunContext:
     folder: Path
     data: dict[str, str] = field(default_factory=dict)
     trainings: int = 0
-    quiet: bool = False
     inside: frozenset[tuple[Path, str]] = frozenset()
 
 

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm.auto import tqdm
 
 from landscape_core.experiments.data import Images
 from landscape_core.experiments.history import EpochRecord, History, TrainConfig
 from landscape_core.experiments.seeding import seeded
 from landscape_core.experiments.trainer import batches_of
 from landscape_core.experiments.training import train
+from landscape_core.progress import progress_bar
 
 How = Literal["auto", "together", "separately"]
 SMALL = 40_000  # parameters up to which it pays on a CPU
@@ -98,7 +98,7 @@ class _Together:
         config = self.configs[0]
         epochs = range(1, config.epochs + 1)
         with seeded(config.seed, self.device):
-            for epoch in tqdm(epochs, unit="epoch", desc="ensemble", disable=not progress):
+            for epoch in progress_bar(epochs, unit="epoch", desc="ensemble", progress=progress):
                 start = time.perf_counter()
                 trained, rates = self._epoch(epoch)
                 tested = self._tested()

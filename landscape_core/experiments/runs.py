@@ -34,7 +34,6 @@ class Task:
     folder: Path
     code: str
     threads: int | None = None  # None: as many as the process has
-    quiet: bool = False
 
     @property
     def key(self) -> str:
@@ -100,7 +99,7 @@ def _done(task: Task) -> Record:
     """Call the function, and make a record of what became of it."""
     around = current_run()
     inside = {(task.folder, task.key)} | (around.inside if around else frozenset())
-    context = RunContext(_checkpoints(task), quiet=task.quiet, inside=frozenset(inside))
+    context = RunContext(_checkpoints(task), inside=frozenset(inside))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start, begun = time.perf_counter(), time.time()

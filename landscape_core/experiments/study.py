@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from landscape_core.experiments.provenance import package_hash
 from landscape_core.experiments.records import DamagedRecordError, Record, parameter_hash
 from landscape_core.experiments.runs import RESERVED, Outcome, Run, Task, execute, failed
 from landscape_core.experiments.store import Store, written
+from landscape_core.progress import progress_bar, speaking_through
 
 Outdated = Literal["rerun", "keep"]
 PROBE = 1 << 20  # bytes that must fit into the store before anything is computed
@@ -103,7 +104,7 @@ class Study(Store):
         client: Any = None,
         workers: int | None = None,
         outdated: Outdated = "rerun",
-        progress: bool = True,
+        progress: bool | None = True,
     ) -> pd.DataFrame:
         """Do the runs that are not in the store yet, and return the table of all of them.
 
@@ -119,8 +120,9 @@ class Study(Store):
         outdated : {"rerun", "keep"}
             What to do with records made by other code: move them to the folder ``outdated``
             and do the runs again, or take them, marked in the table.
-        progress : bool
-            Whether to show a bar, and to say at the end which runs failed.
+        progress : bool or None
+            Whether to show a bar, in which the runs say how far they are, and to say at the end
+            which of them failed. None leaves bars to the runs themselves.
 
         Returns
         -------
@@ -150,10 +152,10 @@ class Study(Store):
             for key, p in wanted.items()
             if key not in found
         ]
-        with tqdm(
+        with progress_bar(
             total=len(wanted), initial=len(found), desc=self.name, unit="run",
-            disable=not progress,
-        ) as bar:  # fmt: skip
+            progress=bool(progress),
+        ) as bar, speaking_through(bar) if progress is not None else nullcontext():  # fmt: skip
             busy, by_key = [], {task.key: task for task in tasks}
             for key, outcome in _outcomes(tasks, client, workers):
                 bar.update(outcome != "busy")
@@ -186,7 +188,7 @@ class Study(Store):
         RuntimeError, FloatingPointError
             If that run failed or diverged.
         """
-        self.run([parameters], progress=False)
+        self.run([parameters], progress=None)
         record = self.record(**parameters)
         if record.status != "done":
             kind = FloatingPointError if record.status == "diverged" else RuntimeError

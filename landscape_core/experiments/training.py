@@ -13,7 +13,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from landscape_core.experiments.checkpoints import Checkpoint
-from landscape_core.experiments.context import current_run
 from landscape_core.experiments.data import Images
 from landscape_core.experiments.history import (
     DEFAULTS,
@@ -26,6 +25,7 @@ from landscape_core.experiments.history import (
 from landscape_core.experiments.regularizers import Regularizer
 from landscape_core.experiments.seeding import seeded
 from landscape_core.experiments.trainer import Trainer
+from landscape_core.progress import progress_bar
 
 
 def train(
@@ -79,14 +79,14 @@ def train(
         raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
     trainer = Trainer(model, data, config, regularizer)
     history = History(config, picked=trainer.picked)
-    run, saved = current_run(), Checkpoint.of(checkpoint, trainer, data, callbacks)
+    saved = Checkpoint.of(checkpoint, trainer, data, callbacks)
     modes = [(module, module.training) for module in model.modules()]
     try:
         with seeded(config.seed, trainer.device):
             done = saved.restore(trainer, history, callbacks) if saved else 0
-            bar = tqdm(
+            bar = progress_bar(
                 total=config.epochs, initial=done, unit="epoch", desc="train",
-                disable=not progress or (run is not None and run.quiet), leave=run is None,
+                progress=progress,
             )  # fmt: skip
             with bar:
                 while not _ended(history):
@@ -139,7 +139,7 @@ def _epoch(
     rate, seconds = trainer.optimizer.param_groups[0]["lr"], time.perf_counter() - start
     record = EpochRecord(epoch, rate, loss, accuracy, *tested, seconds, penalty)
     history.epochs.append(record)
-    bar.set_postfix(loss=f"{loss:.3g}", test_accuracy=f"{tested[1]:.2%}")
+    bar.set_postfix(loss=f"{loss:.3g}", test_accuracy=f"{tested[1]:.2%}", refresh=False)
     bar.update()
     for callback in callbacks:
         measured = tell(callback, trainer.steps * epoch)

@@ -10,12 +10,12 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from landscape_core.batches import Batch
 from landscape_core.curvature.probes import Seed, generator, probe
 from landscape_core.geometry.balls import Ball, Norm, Scaling
 from landscape_core.objective import Objective
+from landscape_core.progress import progress_bar
 from landscape_core.results import Estimate
 
 Slope = Callable[[Tensor], tuple[float, Tensor]]  # theta to loss and gradient
@@ -118,7 +118,7 @@ def worst_sharpness(
     slope = _slope(objective, statistics, objective.batches)
     rng = generator(seed, centre.device)
     scale = ball.scale(objective, centre)
-    with tqdm(total=(1 + restarts) * steps, desc="ascent", disable=not progress) as bar:
+    with progress_bar(total=(1 + restarts) * steps, desc="ascent", progress=progress) as bar:
         return _search(slope, centre, ball, scale, steps, restarts, rng, bar.update)
 
 
@@ -186,7 +186,7 @@ def m_sharpness(
     statistics = objective.statistics(centre)
     scale = ball.scale(objective, centre)
     rises = []
-    for rows in tqdm(order, desc="m-sharpness", unit="group", disable=not progress):
+    for rows in progress_bar(order, desc="m-sharpness", unit="group", progress=progress):
         group = objective.sample(rows)
         slope = _slope(objective, statistics, partial(list, [group]))
         start = generator(0, centre.device)
@@ -227,7 +227,7 @@ def box_sharpness(
     centre = _check(objective, ball, steps, restarts, theta)
     slope = _slope(objective, objective.statistics(centre), objective.batches)
     rng = generator(seed, centre.device)
-    with tqdm(total=(1 + restarts) * steps, desc="ascent", disable=not progress) as bar:
+    with progress_bar(total=(1 + restarts) * steps, desc="ascent", progress=progress) as bar:
         found = _search(slope, centre, ball, centre.abs() + 1, steps, restarts, rng, bar.update)
     return 100 * found.rise / (1 + float(objective.loss(centre)))
 

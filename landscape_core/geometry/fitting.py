@@ -7,12 +7,12 @@ import math
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.geometry.curves import Curve, CurveEpoch
 from landscape_core.geometry.paths import path_profile
 from landscape_core.objective import Objective
+from landscape_core.progress import progress_bar
 
 
 def fit_path(
@@ -77,7 +77,7 @@ def fit_path(
     count = objective.examples
     per_epoch = math.ceil(count / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
-    with tqdm(total=epochs, desc="curve", unit="epoch", disable=not progress) as bar:
+    with progress_bar(total=epochs, desc="curve", unit="epoch", progress=progress) as bar:
         for epoch in range(1, epochs + 1):
             total = 0.0
             for rows in torch.randperm(count, generator=rng).split(batch_size):
@@ -89,7 +89,7 @@ def fit_path(
             if validation is not None:
                 peak = float(path_profile(validation, curve, 11).loss.max())
             history.append(CurveEpoch(epoch, total / count, peak))
-            bar.set_postfix(loss=f"{total / count:.4g}")
+            bar.set_postfix(loss=f"{total / count:.4g}", refresh=False)
             bar.update()
     return curve
 

@@ -8,11 +8,11 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from landscape_core.geometry.alignment import Method, align
 from landscape_core.geometry.paths import Above, Segment, barrier, path_profile
 from landscape_core.objective import Objective
+from landscape_core.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def barrier_matrix(
     count = len(objectives)
     heights, errors = np.zeros((count, count)), np.zeros((count, count))
     pairs = list(combinations(range(count), 2))
-    for i, j in tqdm(pairs, desc="barriers", unit="pair", disable=not progress):
+    for i, j in progress_bar(pairs, desc="barriers", unit="pair", progress=progress):
         a, b = objectives[i], objectives[j]
         end = b.theta if match is None else align(a, b, method=match).theta
         profile = path_profile(a, Segment(a.theta, end), points)

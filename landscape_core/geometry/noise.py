@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.objective import Objective
+from landscape_core.progress import progress_bar
 from landscape_core.results import Estimate
 
 
@@ -131,7 +131,7 @@ def gradient_noise_scale(
     rng = generator(seed, torch.device("cpu"))
     count, parts = objective.examples, big // small
     squares = []
-    for _ in tqdm(range(draws), desc="noise scale", unit="draw", disable=not progress):
+    for _ in progress_bar(range(draws), desc="noise scale", unit="draw", progress=progress):
         mean = torch.zeros_like(theta)
         small_square = torch.zeros((), dtype=torch.float64, device=theta.device)
         for indices in torch.randint(0, count, (parts, small), generator=rng):

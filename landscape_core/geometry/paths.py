@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from landscape_core.objective import Objective
+from landscape_core.progress import progress_bar
 from landscape_core.results import Estimate
 
 
@@ -130,7 +130,7 @@ def path_profile(
     start, end = start.double(), end.double()
     steps = (np.arange(points) / (points - 1)).tolist()
     rows: list[dict[str, Estimate]] = []
-    for t in tqdm(steps, desc="path", unit="point", disable=not progress):
+    for t in progress_bar(steps, desc="path", unit="point", progress=progress):
         losses, hit = objective.example_values(path(t))
         losses = losses.double()
         # Written so that it is exactly zero at both ends, and everywhere on a constant path.

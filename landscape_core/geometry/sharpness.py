@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from landscape_core.curvature.eigen import top_eigenpairs
 from landscape_core.curvature.hessian import Hessian
 from landscape_core.curvature.probes import Seed, generator, probe
 from landscape_core.geometry.balls import Ball, Norm, Scaling, adaptive_scale
 from landscape_core.objective import Objective
+from landscape_core.progress import progress_bar
 from landscape_core.results import Eigenpairs, Estimate
 
 
@@ -132,7 +132,9 @@ def flatness_profile(
     base = float(objective.loss(centre))
     scale = adaptive_scale(objective, centre, adaptive)
     samples = np.empty((rho.size, directions, 2))
-    for j in tqdm(range(directions), desc="flatness", unit="direction", disable=not progress):
+    for j in progress_bar(
+        range(directions), desc="flatness", unit="direction", progress=progress
+    ):
         unit = probe(objective.n, centre.dtype, rng, "gaussian")
         unit = scale * (unit / unit.norm() if norm == "l2" else unit)
         for i, radius in enumerate(rho):
@@ -274,7 +276,7 @@ def noise_robustness(
     rng, scale = generator(seed, centre.device), adaptive_scale(objective, centre, adaptive)
     losses, accuracies = np.empty((len(levels), draws)), np.empty((len(levels), draws))
     labelled = True
-    for j in tqdm(range(draws), desc="weight noise", unit="draw", disable=not progress):
+    for j in progress_bar(range(draws), desc="weight noise", unit="draw", progress=progress):
         noise = scale * probe(objective.n, centre.dtype, rng, "gaussian")
         for i, sigma in enumerate(levels):
             loss, accuracy = objective.loss_and_accuracy(centre + sigma * noise)

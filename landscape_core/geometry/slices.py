@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from landscape_core.curvature.hessian import Hessian
 from landscape_core.evaluator import Evaluator, Move
 from landscape_core.objective import Objective
+from landscape_core.progress import progress_bar
 
 Span = float | tuple[float, float]
 Precision = Literal["model", "bf16"]
@@ -114,7 +115,7 @@ def line(
     x = _steps(span, points)
     moves = [partial(_move, theta, direction, a) for a in x.tolist()]
     bent = _curvature(objective, theta, direction[None]) if curvature else None
-    with tqdm(total=points, desc="slice", unit="point", disable=not progress) as bar:
+    with progress_bar(total=points, desc="slice", unit="point", progress=progress) as bar:
         found = _scan(Evaluator(objective), moves, bar, precision)
     return Line(x, *found, None if bent is None else float(bent[0, 0]))
 
@@ -188,8 +189,8 @@ def plane(
     rows = _Rows(store, _fingerprint(theta, d1, d2, x, y, *told) + precision)
     total, finished = len(x) * len(y), len(rows.done) * len(x)
     evaluator = Evaluator(objective)
-    with tqdm(
-        total=total, initial=finished, desc="slice", unit="point", disable=not progress
+    with progress_bar(
+        total=total, initial=finished, desc="slice", unit="point", progress=progress
     ) as bar:
         for b in y[len(rows.done) :].tolist():
             row = theta + b * d2

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from landscape_core.curvature.operators import SymmetricOperator
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.geometry.noise import NoiseScale
 from landscape_core.objective import Objective
+from landscape_core.progress import progress_bar
 from landscape_core.results import Estimate
 
 
@@ -45,7 +45,7 @@ def exact_noise_scale(
     squares, count = torch.zeros((), dtype=torch.float64, device=total.device), 0
     origin = total  # soon a gradient close to the mean, so that no digits cancel
     blocks = objective.per_example_gradients(theta, chunk_size)
-    for block in tqdm(blocks, desc="examples", unit="batch", disable=not progress):
+    for block in progress_bar(blocks, desc="examples", unit="batch", progress=progress):
         origin = block[0].double() if count == 0 else origin
         shifted = block.double() - origin
         total += shifted.sum(0)
@@ -122,7 +122,7 @@ def noise_alignment(
     rng = generator(seed, torch.device("cpu"))
     rows = torch.randint(0, objective.examples, (examples // 2, 2), generator=rng)
     bent, lengths = [], []
-    for pair in tqdm(rows, desc="noise", unit="pair", disable=not progress):
+    for pair in progress_bar(rows, desc="noise", unit="pair", progress=progress):
         first, second = (
             objective.batch_gradient(theta, objective.sample(pair[i : i + 1]), statistics)
             for i in (0, 1)
@@ -176,7 +176,7 @@ def batch_sharpness(
     statistics = objective.statistics(theta)
     rng = generator(seed, torch.device("cpu"))
     bent, lengths = [], []
-    for _ in tqdm(range(draws), desc="batches", unit="batch", disable=not progress):
+    for _ in progress_bar(range(draws), desc="batches", unit="batch", progress=progress):
         batch = objective.sample(torch.randperm(count, generator=rng)[:batch_size])
         leaf = theta.clone().requires_grad_()
         with torch.enable_grad():

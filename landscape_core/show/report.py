@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from landscape_core.batchnorm import BatchNormPolicy
 from landscape_core.curvature.hessian import Hessian
@@ -26,6 +25,7 @@ from landscape_core.geometry.sharpness import (
 from landscape_core.geometry.slices import plane
 from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterChoice
+from landscape_core.progress import progress_bar
 from landscape_core.results import Estimate
 from landscape_core.show.page import Number, Page
 from landscape_core.show.plots import plot_flatness
@@ -124,7 +124,7 @@ def report(
     parts = [writer.point, writer.curvature, writer.sharpness, writer.noise, writer.picture]
     if effort.layers:
         parts.insert(2, writer.layers)
-    with tqdm(parts, desc="report", unit="part", disable=not progress) as bar:
+    with progress_bar(parts, desc="report", unit="part", progress=progress) as bar:
         for part in bar:
             bar.set_postfix_str(part.__name__)
             part(page, slope) if part == writer.point else part(page)

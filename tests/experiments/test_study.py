@@ -508,11 +508,12 @@ def test_a_process_killed_at_random_moments_leaves_the_same_table(tmp_path):
     expected = undisturbed.run(lc.grid(seed=range(seeds)), progress=False)
     fork = multiprocessing.get_context("fork")  # no import of torch for each of fifty processes
     rng, kills, resumed = random.Random(0), 0, 0
+    run = expected["seconds"].mean()  # of this machine, as busy as it is
     study = lc.Study("killed", small_training, tmp_path / "rough")
     while kills < 50:
         process = fork.Process(target=work, args=(str(tmp_path / "rough"), seeds))
         process.start()
-        time.sleep(rng.uniform(0.01, 0.25))
+        time.sleep(rng.uniform(0.04, 0.9) * run)
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
