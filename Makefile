@@ -43,7 +43,7 @@ lint: install
 	nbstripout --verify notebooks/*.ipynb
 
 unit: install
-	pytest -n 2 --dist loadfile --ignore tests/browser
+	pytest -n 2 --dist loadfile --durations 10 --ignore tests/browser
 
 notebooks: install
 	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 \
@@ -52,7 +52,7 @@ notebooks: install
 
 browser: book
 	sh tests/browser/find_chromium.sh
-	pytest -n 2 tests/browser
+	pytest -n 2 --durations 10 tests/browser
 
 # Runs that are finished are kept in runs/, so that it can be interrupted and called again.
 reference: install
