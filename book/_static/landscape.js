@@ -13,16 +13,55 @@
       document.head.append(script);
     }));
 
+  // On a narrow page panels that stand side by side stand one above the other, a table below them.
+  const stack = ({ data, layout }) => {
+    const xs = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key));
+    const left = (key) => (layout[key].domain || [0, 1])[0];
+    const columns = [...new Set(xs.map(left))].sort((a, b) => a - b);
+    const tables = data.filter((trace) => trace.type === "table");
+    const margin = layout.margin || { t: 40, b: 10 };
+    const slider = (layout.sliders || []).length ? 130 : 0;
+    if (columns.length < 2 && !tables.length) {
+      layout.height = Math.min(layout.height || 450, 380 + slider);
+      return;
+    }
+    const [panel, gap] = [230, 64];
+    const rows = Math.max(0, ...tables.map((trace) => trace.cells.values[0].length));
+    const below = rows ? 30 * rows + 20 : 0;
+    const inner = columns.length * (panel + gap) + below;
+    columns.forEach((column, k) => {
+      const mine = xs.filter((key) => left(key) === column);
+      const names = mine.map((key) => key.replace("axis", ""));
+      const used = (key) => data.some((t) => names.includes(t.xaxis || "x") && (t.yaxis || "y") === key.replace("axis", ""));
+      const ys = Object.keys(layout).filter((key) => /^yaxis\d*$/.test(key) && used(key));
+      const domains = ys.map((key) => layout[key].domain || [0, 1]);
+      const low = Math.min(...domains.map((d) => d[0]));
+      const high = Math.max(...domains.map((d) => d[1]));
+      const foot = inner - (k + 1) * (panel + gap) + gap;
+      ys.forEach((key, i) => {
+        layout[key].domain = domains[i].map((y) => (foot + (panel * (y - low)) / (high - low)) / inner);
+      });
+      mine.forEach((key) => (layout[key].domain = [0, 1]));
+    });
+    tables.forEach((trace) => (trace.domain = { x: [0, 1], y: [0, below / inner] }));
+    layout.height = inner + margin.t + margin.b + slider;
+  };
+
   const draw = async (place) => {
     const figure = JSON.parse(place.querySelector("script").textContent);
     const plotly = await loadPlotly();
     const target = document.createElement("div");
     place.append(target);
     const narrow = place.clientWidth < 500;
-    const layout = { ...figure.layout, autosize: true, height: narrow ? 380 : figure.layout.height };
+    if (narrow) stack(figure);
+    const layout = { ...figure.layout, autosize: true };
     delete layout.width;
     const data = figure.data.map((trace) => (narrow ? { ...trace, showscale: false } : trace));
-    await plotly.newPlot(target, data, layout, { responsive: true, displaylogo: false });
+    await plotly.newPlot(target, data, layout, {
+      responsive: true,
+      displaylogo: false,
+      modeBarButtonsToRemove: ["sendDataToCloud"],
+    });
     mirrorSliders(plotly, target, figure.layout.sliders || []);
     place.parentElement.classList.add("landscape-drawn");
     place.dataset.ready = "true";
@@ -65,7 +104,34 @@
   const mendLists = () =>
     document.querySelectorAll(".citation-list[role=list]").forEach((list) => list.removeAttribute("role"));
 
-  const begin = () => [start, mendLists].forEach((each) => each());
+  // A wide table or figure scrolls in its box; where something lies beyond the edge, the style says so.
+  const fade = (selector) => {
+    const mark = (box) =>
+      box.classList.toggle("landscape-more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+    const watch = new ResizeObserver((entries) => entries.forEach((entry) => mark(entry.target)));
+    document.querySelectorAll(selector).forEach((box) => {
+      box.addEventListener("scroll", () => mark(box), { passive: true });
+      watch.observe(box);
+    });
+  };
+
+  const markOverflow = () =>
+    fade(".cell_output, .cell_output .text_html, .cell_output pre, .pst-scrollable-table-container");
+
+  // A formula within the text that is wider than the text scrolls by itself.
+  const mendFormulas = () => {
+    const ready = (window.MathJax && window.MathJax.startup && window.MathJax.startup.promise) || Promise.resolve();
+    ready.then(() => {
+      document.querySelectorAll("p span.math, li span.math").forEach((formula) => {
+        const room = formula.closest("p, li").clientWidth;
+        const width = Math.max(formula.getBoundingClientRect().width, formula.scrollWidth);
+        formula.classList.toggle("landscape-wide", width >= room);
+      });
+      fade(".landscape-wide, div.math, div.math mjx-container");
+    });
+  };
+
+  const begin = () => [start, mendLists, markOverflow, mendFormulas].forEach((each) => each());
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
   else begin();
 })();

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from numbers import Number
 from typing import Any, Literal, get_args
@@ -19,6 +19,7 @@ from scipy import stats
 Method = Literal["pearson", "spearman", "kendall"]
 Values = Sequence[float] | np.ndarray | pd.Series
 FEW = 5  # fewer samples than this are said out loud
+MANY = 50  # pairs from which a bootstrap covers no less than Student's interval
 ENOUGH = 8  # pairs from which the usual p-values of correlations hold well enough
 
 
@@ -36,6 +37,8 @@ class Interval:
         Of confidence.
     note : str
         What so few samples cannot show; empty where there are enough.
+    among : int or None
+        In a table, how many rows there were; where none is missing, that column says n.
     """
 
     value: float
@@ -44,9 +47,12 @@ class Interval:
     n: int
     level: float = 0.95
     note: str = ""
+    among: int | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         ends = "no interval" if math.isnan(self.low) else f"{self.low:.3g} to {self.high:.3g}"
+        if self.n == self.among and not self.note:  # the row says it
+            return f"{self.value:.3g} ({ends})"
         note = f"; {self.note}" if self.note else ""
         return f"{self.value:.3g} ({ends}, n = {self.n}{note})"
 
@@ -64,7 +70,7 @@ def mean_interval(values: Values, level: float = 0.95) -> Interval:
     Examples
     --------
     >>> print(mean_interval([1.0, 2.0, 3.0]))
-    2 (-0.484 to 4.48, n = 3; an interval from 3 samples is itself very uncertain)
+    2 (-0.484 to 4.48, n = 3; an interval from 3 samples is very uncertain)
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
@@ -81,9 +87,10 @@ def paired_difference(
 ) -> Interval:
     """The mean of ``a - b`` over pairs, such as two treatments of the same seeds.
 
-    The interval is a bootstrap over pairs (bias-corrected and accelerated; Efron 1987,
-    doi:10.1080/01621459.1987.10478410); from fewer than five pairs it is Student's, because
-    so few can be drawn again in too few ways.
+    The interval is Student's, from fifty pairs on a bootstrap over pairs (bias-corrected and
+    accelerated; Efron 1987, doi:10.1080/01621459.1987.10478410). Of five normal differences a
+    bootstrap at 95 % covers 84 %, of twenty 92 %; Student's interval covers 95 % of both, and
+    no less than the bootstrap where the differences are skewed.
 
     Examples
     --------
@@ -96,7 +103,7 @@ def paired_difference(
     if x.shape != y.shape:
         raise ValueError(f"pairs need as many of one as of the other, got {len(x)}, {len(y)}")
     difference = _finite(x - y, "differences")
-    if len(difference) < FEW or np.ptp(difference) == 0:
+    if len(difference) < MANY or np.ptp(difference) == 0:
         return mean_interval(difference, level)
     found = stats.bootstrap(
         (difference,), np.mean, confidence_level=level, n_resamples=resamples,
@@ -230,20 +237,28 @@ def compare_runs(table: pd.DataFrame, shipped: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         One row to a run that both have, by its key: how many numbers it has, how many of them
-        differ, and the largest relative difference. Times are left out.
+        differ, and the largest relative difference, inf where only one of two is finite. Times
+        and texts are left out.
     """
     rows = {}
     for key in [key for key in table["key"] if key in set(shipped["key"])]:
         a, b = (t.set_index("key").loc[key] for t in (table, shipped))
         names = [n for n in a.index if n in b.index and n not in ("seconds", "outdated")]
         pairs = [(a[n], b[n]) for n in names if isinstance(a[n], Number)]
-        off = [abs(x - y) / max(abs(x), abs(y)) for x, y in pairs if x != y and x == x]
+        off = [_apart(x, y) for x, y in pairs if x != y and not (x != x and y != y)]
         rows[key] = {
             "numbers": len(pairs),
             "different": len(off),
             "largest": max(off, default=0.0),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _apart(x: Any, y: Any) -> float:
+    """The relative difference of two numbers that are not equal."""
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return math.inf
+    return float(abs(x - y) / max(abs(x), abs(y)))
 
 
 def summarize(
@@ -267,7 +282,9 @@ def summarize(
             values = group[name].dropna()
             nothing = Interval(math.nan, math.nan, math.nan, 0, level)
             found[name] = (
-                replace(mean_interval(values, level), note="") if len(values) else nothing
+                replace(mean_interval(values, level), note="", among=len(group))
+                if len(values)
+                else nothing
             )
         fewest = min((found[name].n for name in columns if found[name].n), default=0)
         rows[key if len(keys) > 1 else key[0]] = found | {"note": _note(fewest)}
@@ -312,7 +329,7 @@ def compare_groups(
     --------
     >>> runs = pd.DataFrame({"lr": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "loss": [3, 4, 1, 2]})
     >>> print(compare_groups(runs, "lr", 1, ["loss"]).loc[2, "loss"])
-    -2 (-2 to -2, n = 2)
+    -2 (-2 to -2)
     """
     columns = _columns(table, columns)
     _columns(table, [by, pair])
@@ -335,7 +352,7 @@ def compare_groups(
             difference = paired_difference(
                 rows.loc[both, name], groups[base].loc[both, name], level
             )
-            row[name] = replace(difference, note="")
+            row[name] = replace(difference, note="", among=len(both))
         found[key] = row | {"note": _note(len(both))}
     result = pd.DataFrame.from_dict(found, orient="index", columns=["n", *columns, "note"])
     result.index.name = by
@@ -372,4 +389,4 @@ def _note(n: int, pairs: bool = False) -> str:
         return "two points always give 1 or -1"
     if n == 1:
         return "one sample has no spread"
-    return f"an interval from {n} samples is itself very uncertain" if n < FEW else ""
+    return f"an interval from {n} samples is very uncertain" if n < FEW else ""

@@ -18,6 +18,7 @@ from landscape_core.geometry.tracing import trace_permutations, unit_activations
 from landscape_core.objective import Objective
 
 Method = Literal["weights", "activations"]
+STARTS, STEPS = 8, 10  # of the local search, besides the permutation it is at
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Alignment:
     distances : (float, float)
         l2 distance of theta to the other network's, before and after.
     change : float
-        Largest change of an output, relative to the largest output: rounding.
+        Largest change of an output, relative to the largest output: rounding. From the first,
+        the middle and the last batch.
     sweeps : int
         Passes over the groups that were matched by weights, until none moved any more.
     """
@@ -61,10 +63,12 @@ def align(
     r"""Permute the hidden units of network b to match those of network a.
 
     ``"weights"``: the permutations P that minimize :math:`|\theta_a - P \theta_b|`, one group
-    of units at a time, each exactly by linear assignment, until none moves. ``"activations"``:
-    for each group the assignment with the largest sum of correlations between the units'
-    activations on the data of `objective_a`; groups inside a layer of PyTorch's, such as heads
-    of attention, are matched by weights afterwards.
+    of units at a time, until none moves. This is exact by linear assignment where no weight has
+    both axes in the group; otherwise, as in a square layer of a residual stream, a local search
+    that never raises the distance. ``"activations"``: for each group the assignment with the
+    largest sum of correlations between the units' activations on the data of `objective_a`;
+    groups inside a layer of PyTorch's, such as heads of attention, are matched by weights
+    afterwards.
 
     Parameters
     ----------
@@ -74,7 +78,8 @@ def align(
     spec : PermutationSpec or None
         Which units can be exchanged; None traces the model with :func:`trace_permutations`.
     seed : int or torch.Generator
-        Order of the groups, for "weights"; a generator must be on the CPU.
+        Order of the groups and starts of the local search, for "weights"; a generator must be
+        on the CPU.
 
     Returns
     -------
@@ -125,7 +130,7 @@ def align(
         permutations, sweeps = match_weights(spec, state_a, state_b, order, seen)
     permuted = copy.deepcopy(models[1])
     permuted.load_state_dict(spec.apply(permutations, state_b))
-    change = _output_change(models[1], permuted, arguments, keywords)
+    change = _output_change(models[1], permuted, objective_a)
     if not change < 100 * torch.finfo(objective_b.theta.dtype).eps ** 0.75:
         raise ValueError(
             f"the outputs changed by {change:.2g} of their size: the specification names units "
@@ -147,9 +152,10 @@ def match_weights(
 ) -> tuple[dict[int, Tensor], int]:
     """Permutations of b that bring its weights closest to those of a, and the sweeps made.
 
-    Coordinate descent: every step can only lower the distance, and it ends where no single
-    group can lower it further, which need not be the best of all. Groups that are `known`
-    stay as they are.
+    Coordinate descent: a step is taken only if it lowers the distance. It is the best one by
+    linear assignment where no weight has both axes in the group, and found by a local search
+    otherwise. Where it ends need not be the best of all. Groups that are `known` stay as they
+    are.
     """
     known = known or {}
     permutations = spec.identity() | dict(known)
@@ -164,6 +170,8 @@ def match_weights(
     }
     # A group is due until it was solved after the last move of any that it shares weights with.
     due, sweeps = set(groups), 0
+    starts = torch.Generator()  # of its own: the order of the groups does not depend on it
+    starts.set_state(rng.get_state())
     while due and sweeps < most:
         sweeps += 1
         for index in torch.randperm(len(groups), generator=rng).tolist():
@@ -171,11 +179,8 @@ def match_weights(
             if group not in due:
                 continue
             due.discard(group)
-            gain = gains[group].at(permutations)
-            found = _assign(gain)
-            rows = torch.arange(len(found))
-            new, old = gain[rows, found].sum(), gain[rows, permutations[group]].sum()
-            if new > old + 1e-6 * old.abs():
+            found = gains[group].better(permutations, starts)
+            if found is not None:
                 permutations[group] = found
                 due |= {g for g in groups if g != group and set(users[g]) & set(users[group])}
     return permutations, sweeps
@@ -184,7 +189,7 @@ def match_weights(
 class _Similarity:
     """Inner products of the weights of every unit of a with every unit of b, on the CPU.
 
-    They change only where the other groups have moved: what did not move is not multiplied
+    They change only where the other axes have moved: what did not move is not multiplied
     again.
     """
 
@@ -196,7 +201,8 @@ class _Similarity:
         group: int,
         names: list[str],
     ) -> None:
-        self.spec, self.state_b, self.group = spec, state_b, group
+        self.spec, self.group = spec, group
+        self.pairs = {name: (state_a[name], state_b[name]) for name in names}
         self.size = spec.sizes[group]
         self.total = torch.zeros(self.size, self.size, dtype=torch.float64)
         self.parts: list[tuple[str, int, Axis, Tensor]] = [
@@ -207,10 +213,45 @@ class _Similarity:
         ]
         self.seen: list[Tensor | None] = [None] * len(self.parts)
 
+    def better(self, permutations: dict[int, Tensor], rng: torch.Generator) -> Tensor | None:
+        """A permutation of the group that lowers the distance; None where none was found."""
+        if len(self.parts) > len(self.pairs):  # a weight has both axes in the group
+            return self._searched(permutations, rng)
+        gain = self.at(permutations)
+        found, rows = _assign(gain), torch.arange(self.size)
+        new, old = gain[rows, found].sum(), gain[rows, permutations[self.group]].sum()
+        return found if new > old + 1e-6 * old.abs() else None
+
+    def _searched(self, permutations: dict[int, Tensor], rng: torch.Generator) -> Tensor | None:
+        """The best of repeated assignments, from here and from random permutations.
+
+        Each takes the other axis of a weight as permuted before, so it can raise the distance.
+        """
+        here = permutations[self.group]
+        starts = [torch.randperm(self.size, generator=rng) for _ in range(STARTS)]
+        best, most = None, self._product(permutations)
+        for found in [here, *starts]:
+            for _ in range(STEPS):
+                before = found
+                found = _assign(self.at(permutations | {self.group: before}))
+                if torch.equal(found, before):
+                    break
+                new = self._product(permutations | {self.group: found})
+                if new > most + 1e-6 * abs(most):
+                    best, most = found, new
+        return best
+
+    def _product(self, permutations: dict[int, Tensor]) -> float:
+        """The inner product of the weights of a with those of b, all axes permuted."""
+        return sum(
+            float(a.double().mul(self.spec.permute(permutations, name, b)).sum())
+            for name, (a, b) in self.pairs.items()
+        )
+
     def at(self, permutations: dict[int, Tensor]) -> Tensor:
-        """The inner products with the other groups of b permuted, shape (size, size)."""
+        """The inner products with all other axes of b permuted, shape (size, size)."""
         for i, (name, dim, axis, of_a) in enumerate(self.parts):
-            other = self.spec.permute(permutations, name, self.state_b[name], but=self.group)
+            other = self.spec.permute(permutations, name, self.pairs[name][1], but=dim)
             of_b, before = by_unit(other, dim, axis, self.size), self.seen[i]
             if before is None:
                 self.total += (of_a @ of_b.T).double().cpu()
@@ -277,8 +318,13 @@ def _first_inputs(objective: Objective) -> tuple[tuple[Any, ...], dict[str, Any]
 
 
 @torch.no_grad()
-def _output_change(
-    a: nn.Module, b: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> float:
-    first, second = (logits_of(model(*arguments, **keywords)) for model in (a, b))
-    return float((first - second).abs().max() / first.abs().max())
+def _output_change(a: nn.Module, b: nn.Module, objective: Objective) -> float:
+    count = sum(1 for _ in objective.batches())
+    changes, sizes = [], []
+    for index, (inputs, _) in enumerate(objective.batches()):
+        if index in (0, count // 2, count - 1):
+            arguments, keywords = as_call(inputs)
+            first, second = (logits_of(model(*arguments, **keywords)) for model in (a, b))
+            changes.append((first - second).abs().max())
+            sizes.append(first.abs().max())
+    return float(torch.stack(changes).max() / torch.stack(sizes).max())

@@ -77,7 +77,8 @@ def worst_sharpness(
     :math:`\rho\, T^2 g / \|T g\|_2` or :math:`\rho\, T\, \mathrm{sign}(g)`: the power method of
     convex maximization (Journee et al. 2010, arXiv:0811.4724). Where the loss does not rise, it
     goes half as far. The first step is that of SAM and ASAM. On a quadratic without slope the
-    l2 maximum is :math:`\rho^2 \lambda_{\max} / 2`.
+    l2 maximum is :math:`\rho^2 \lambda_{\max} / 2`. Only theta and the surface are searched: a
+    peak inside the ball is not found, and the rise is never below 0.
 
     Parameters
     ----------
@@ -303,6 +304,8 @@ def _search(
     rise, best = max(tops, key=lambda top: top[0])
     if not math.isfinite(rise):
         raise ValueError(f"the loss must stay finite at {ball}: choose a smaller radius")
+    if rise < 0:  # theta itself is in the ball
+        rise, best = 0.0, torch.zeros_like(centre)
     rounding = 10 * torch.finfo(centre.dtype).eps * abs(base)
     reached = np.array([top for top, _ in tops])
     spent = 1 + (1 + restarts) * steps

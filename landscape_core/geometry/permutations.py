@@ -73,9 +73,9 @@ class PermutationSpec:
         tensor: Tensor,
         but: int | None = None,
     ) -> Tensor:
-        """Permute the axes of one tensor; those of the group `but` stay."""
+        """Permute the axes of one tensor; the axis numbered `but` stays."""
         for dim, axis in self.axes.get(name, {}).items():
-            if axis.group != but and axis.group in permutations:
+            if dim != but and axis.group in permutations:
                 order = permutations[axis.group].to(tensor.device)
                 tensor = tensor.index_select(dim, expand(axis, order))
         return tensor

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +36,14 @@ RESHAPED: set[Any] = {torch.flatten, torch.reshape, "flatten", "reshape", "view"
 SPATIAL: set[Any] = {
     F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
     F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+}  # fmt: skip
+SOFTMAX: set[Any] = {F.softmax, F.log_softmax, torch.softmax, "softmax"}
+TRANSPOSED: set[Any] = {torch.transpose, "transpose"}
+# Keywords that are understood; torch takes NumPy's names too.
+OPERANDS = {"input", "other", "x", "a", "x1", "x2", "alpha", "rounding_mode"}
+REDUCTION = {"input", "x", "a", "dim", "axis", "keepdim", "keepdims", "dtype"}
+ATTENTION = {
+    "query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "is_causal",
 }  # fmt: skip
 
 
@@ -96,11 +105,12 @@ def _follow(
             f"({str(error).splitlines()[0]}): give a PermutationSpec of your own"
         ) from error
     tracer = _Tracer(graph, model, keep)
-    places = [node.target for node in graph.graph.nodes if node.op == "placeholder"]
-    values = [
-        *inputs,
-        *(keywords[str(name)] for name in places[len(inputs) :] if name in keywords),
-    ]
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    values = list(inputs)
+    for node in places[len(inputs) :]:
+        if node.target not in keywords and not node.args:
+            break
+        values.append(keywords[node.target] if node.target in keywords else node.args[0])
     modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -113,6 +123,15 @@ def _follow(
         for module, training in modes:
             module.training = training
     return tracer
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a node is called with; `operands` are the values of other nodes in it."""
+
+    args: Sequence[Any]
+    keywords: Mapping[str, Any]
+    operands: list[Any]
 
 
 class _Tracer(fx.Interpreter):
@@ -128,10 +147,12 @@ class _Tracer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Compute a node, and tag what it returns."""
-        args, _ = self.fetch_args_kwargs_from_env(n)
+        args, keywords = self.fetch_args_kwargs_from_env(n)
         value = super().run_node(n)
-        before = [self.tags[node] for node in n.all_input_nodes if node not in self.plain]
-        tags = self._tags(n, value, args, before)
+        nodes = [node for node in n.all_input_nodes if node not in self.plain]
+        before = [self.tags[node] for node in nodes]
+        operands = [self.env[node] for node in nodes]  # by keyword or not
+        tags = self._tags(n, value, _Call(args, keywords, operands), before)
         if tags is None:  # not known: nothing before it may move
             self._freeze(before)
             tags = {}
@@ -149,28 +170,27 @@ class _Tracer(fx.Interpreter):
             else:
                 self._freeze(each)
 
-    def _tags(self, n: fx.Node, value: Any, args: Sequence[Any], before: list[Any]) -> Any:
+    def _tags(self, n: fx.Node, value: Any, call: _Call, before: list[Any]) -> Any:
         """Tags of the value of a node; None where it is not known what it does."""
         if n.op == "placeholder":
             return {}
         if n.op == "get_attr":
             return self._of_parameter(value)
         if n.op == "call_module":
-            return self._of_module(self.fetch_attr(str(n.target)), args, value, before)
+            return self._of_module(self.fetch_attr(str(n.target)), call, before)
         if n.op not in ("call_function", "call_method"):
             return None
         if n.target is operator.getitem and before and isinstance(before[0], list):
-            return before[0][args[1]] if isinstance(args[1], int) else None
+            return before[0][call.args[1]] if isinstance(call.args[1], int) else None
         if not isinstance(value, Tensor) or any(isinstance(tags, list) for tags in before):
             return {} if n.target in (getattr, "size", "dim") else None
-        if n.target in ENTRYWISE:
-            return before[0]
         if n.target in TOGETHER:
-            return self._together(n, args, value)
-        first = args[0]
-        if len(before) != 1 or not isinstance(first, Tensor):
+            return self._together(call, value, before)
+        if n.target == "to" and len(before) == 2:  # as another tensor
+            return before[0]
+        if len(before) != 1 or not isinstance(call.operands[0], Tensor):
             return None
-        return self._of_function(n, first, value, before[0])
+        return self._of_function(n.target, call, value, before[0])
 
     def _of_parameter(self, value: Any) -> Tags | None:
         if id(value) not in self.groups.names:
@@ -180,13 +200,15 @@ class _Tracer(fx.Interpreter):
             self.groups.own(value, dim, axis)
         return tags
 
-    def _together(self, n: fx.Node, args: Sequence[Any], value: Tensor) -> Tags:
+    def _together(self, call: _Call, value: Tensor, before: list[Any]) -> Tags | None:
         """Operands of a sum or product share the units that stand at the same place."""
+        if not call.keywords.keys() <= OPERANDS:
+            return None
         shared: Tags = {}
         operands = [
-            (self.tags.get(node, {}), arg)
-            for node, arg in zip(n.args, args, strict=False)
-            if isinstance(node, fx.Node) and isinstance(arg, Tensor)
+            (tags, operand)
+            for tags, operand in zip(before, call.operands, strict=True)
+            if isinstance(operand, Tensor)
         ]
         for dim in range(value.ndim):
             found = []
@@ -204,23 +226,29 @@ class _Tracer(fx.Interpreter):
                     self.groups.join(known[0], other)
         return shared
 
-    def _of_function(self, n: fx.Node, x: Tensor, value: Tensor, tags: Tags) -> Tags | None:
-        if n.target in SPATIAL:
+    def _of_function(self, target: Any, call: _Call, value: Tensor, tags: Tags) -> Tags | None:
+        x: Tensor = call.operands[0]
+        if target in SPATIAL:
             return channels_only(self.groups, tags)
-        if n.target in RESHAPED:
+        if target in RESHAPED:
             return reshaped(self.groups, x.shape, value.shape, tags)
-        if n.target in REDUCED:
-            return self._reduced(n, x, value, tags)
-        if n.target in (torch.permute, "permute", torch.transpose, "transpose"):
-            order = _order(n, x.ndim)
+        if target in REDUCED:
+            return self._reduced(call, x, value, tags)
+        if target in {torch.permute, "permute"} | TRANSPOSED:
+            order = _order(target, call, x.ndim)
+            if order is None:
+                return None
             return {new: tags[old] for new, old in enumerate(order) if old in tags}
-        if n.target in (F.softmax, F.log_softmax, torch.softmax, "softmax"):
+        if target in ENTRYWISE or target in SOFTMAX:
             return tags
         return None
 
-    def _reduced(self, n: fx.Node, x: Tensor, value: Tensor, tags: Tags) -> Tags | None:
-        dims: Any = n.args[1] if len(n.args) > 1 else n.kwargs.get("dim")
-        if dims is None:
+    def _reduced(self, call: _Call, x: Tensor, value: Tensor, tags: Tags) -> Tags | None:
+        if not call.keywords.keys() <= REDUCTION:
+            return None
+        named = call.keywords.get("dim", call.keywords.get("axis"))
+        dims: Any = call.args[1] if len(call.args) > 1 else named
+        if dims is None or dims in ((), []):
             return {}
         gone = {int(d) % x.ndim for d in (dims if isinstance(dims, tuple | list) else [dims])}
         if value.ndim == x.ndim:
@@ -228,21 +256,26 @@ class _Tracer(fx.Interpreter):
         left = [dim for dim in range(x.ndim) if dim not in gone]
         return {new: tags[old] for new, old in enumerate(left) if old in tags}
 
-    def _of_module(
-        self, module: nn.Module, args: Sequence[Any], value: Any, before: list[Any]
-    ) -> Any:
+    def _of_module(self, module: nn.Module, call: _Call, before: list[Any]) -> Any:
         if isinstance(module, nn.MultiheadAttention):
-            return self._attention(module, before, args)
-        if len(before) != 1 or isinstance(before[0], list) or not isinstance(args[0], Tensor):
+            return self._attention(module, call, before)
+        if len(before) != 1 or isinstance(before[0], list):
             return None
-        return layer_units(module, self.groups, args[0], before[0])
+        x = call.operands[0]
+        return layer_units(module, self.groups, x, before[0]) if isinstance(x, Tensor) else None
 
-    def _attention(
-        self, module: nn.MultiheadAttention, before: list[Any], args: Sequence[Any]
-    ) -> Any:
+    def _attention(self, module: nn.MultiheadAttention, call: _Call, before: list[Any]) -> Any:
         if not before or any(isinstance(tags, list) for tags in before):
             return None
-        last = args[0].ndim - 1
+        if len(call.args) > 6 or not call.keywords.keys() <= ATTENTION:  # weights by head
+            return None
+        masks = [*call.args[3:], call.keywords.get("attn_mask")]
+        masks.append(call.keywords.get("key_padding_mask"))
+        for tags, operand in zip(before, call.operands, strict=True):
+            if tags and any(operand is mask for mask in masks):
+                return None
+        query = call.args[0] if call.args else call.keywords["query"]
+        last = query.ndim - 1
         # Positions must stay: keys and queries are matched by place.
         self.groups.freeze(axis for tags in before for dim, axis in tags.items() if dim != last)
         inputs = [tags.get(last) for tags in before]
@@ -256,12 +289,17 @@ class _Tracer(fx.Interpreter):
         return [attention_units(module, self.groups, last, units), {}]
 
 
-def _order(n: fx.Node, ndim: int) -> list[int]:
-    given: Any = n.args[1:]
-    if n.target in (torch.transpose, "transpose"):
+def _order(target: Any, call: _Call, ndim: int) -> list[int] | None:
+    """Old places of the new axes; None where they are named in a way that is not known."""
+    names = ("dim0", "dim1") if target in TRANSPOSED else ("dims",)
+    given = list(call.args[1:])
+    given += [call.keywords[name] for name in names if name in call.keywords]
+    if target in TRANSPOSED:
+        if len(given) != 2:
+            return None
         a, b = (int(d) % ndim for d in given)
         order = list(range(ndim))
         order[a], order[b] = b, a
         return order
-    dims = given[0] if isinstance(given[0], tuple | list) else given
-    return [int(d) % ndim for d in dims]
+    dims = given[0] if given and isinstance(given[0], tuple | list) else given
+    return [int(d) % ndim for d in dims] if len(dims) == ndim else None

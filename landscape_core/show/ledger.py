@@ -30,7 +30,14 @@ from landscape_core.experiments.store import REFERENCE, Store
 
 CLAIMS = REFERENCE / "claims.yaml"
 Where = Mapping[str, Any]
-SCALE = {"dataset": "{}", "examples": "{} training images", "epochs": "{} epochs"}
+SCALE = {
+    "dataset": "{}", "examples": "{} training images", "validation": "{} of them held out",
+    "epochs": "{} epochs", "measured": "curvature of {} images",
+}  # fmt: skip
+SIGNS = {
+    "reproduced": "✓", "partly": "≈", "not reproduced": "✗", "not well posed": "?",
+    "not yet measured": "…",
+}  # fmt: skip
 BOUNDS = ("above", "below", "between")
 
 
@@ -85,14 +92,15 @@ class Ledger:
         parts, source = [], ""
         for entry in self.entries:
             say, measured = html.escape, ""
-            if entry.measured is not None and entry.measured.n:
+            if entry.measured is not None and math.isfinite(entry.measured.value):
                 measured = f"Measured: {say(str(entry.measured))}; {say(entry.scale)}<br>"
             if entry.source != source:
                 source = entry.source
                 parts.append(f"<h2>{say(source[0].upper() + source[1:])}</h2>")
             parts.append(
                 f'<div class="lc-claim"><h3>{say(entry.claim)}</h3>'
-                f'<p><strong class="lc-verdict">{say(entry.verdict)}</strong></p>'
+                f'<p><strong class="lc-verdict" data-verdict="{say(entry.verdict)}">'
+                f"{SIGNS[entry.verdict]} {say(entry.verdict)}</strong></p>"
                 f"<p>{measured}Rule: {say(entry.rule)}</p>"
                 f"<p>{say(entry.explanation)} "
                 f'<a href="{say(entry.chapter)}">The figure</a>.</p></div>'
@@ -133,14 +141,14 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
 
     ``above: x`` is reproduced where the whole interval lies above x, partly where only the
     value does. ``between: [a, b]`` is reproduced where the interval and the range overlap,
-    partly where the value is within a factor of two of the range. A single run, which has no
-    interval, reproduces nothing more than partly.
+    partly where the value is within a factor of two of the range, or with ``near: x`` within x
+    of it. A single run, which has no interval, reproduces nothing more than partly.
 
     >>> verdict(Interval(0.2, 0.1, 0.3, 5), {"above": 0})
     'reproduced'
     """
-    ((kind, bound),) = rule.items()
-    if kind not in BOUNDS:
+    kind, bound = next(iter(rule.items()))
+    if kind not in BOUNDS or set(rule) - {kind, "near"}:
         raise ValueError(f"a rule must be one of {', '.join(BOUNDS)}, got {kind!r}")
     if not math.isfinite(measured.value):
         return "not yet measured"
@@ -153,7 +161,9 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
         least, most = bound
         if low <= most and high >= least:
             return best
-        close = least / 2 <= measured.value <= 2 * most
+        near = rule.get("near")
+        around = (least / 2, 2 * most) if near is None else (least - near, most + near)
+        close = around[0] <= measured.value <= around[1]
         return "partly" if close else "not reproduced"
     sign = 1 if kind == "above" else -1
     nearest = min(sign * low, sign * high)
@@ -164,15 +174,18 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
 
 def written(rule: Mapping[str, Any]) -> str:
     """A rule as a sentence."""
-    ((kind, bound),) = rule.items()
+    kind, bound = next(iter(rule.items()))
     if kind == "between":
         ends = f"{bound[0]:g} to {bound[1]:g}"
+        margin = f"{rule['near']:g}" if "near" in rule else "a factor of two"
         return (
-            f"reproduced if the 95 % interval meets {ends}, partly if the value is within a "
-            "factor of two of that"
+            f"reproduced if the 95 % interval meets {ends}, partly if the value is within "
+            f"{margin} of that"
         )
     where = f"{kind} {bound:g}"
-    return f"reproduced if the whole 95 % interval is {where}, partly if only the value is"
+    return (
+        f"reproduced if the whole 95 % interval is {where}, partly if only the value itself is"
+    )
 
 
 def contradiction(inconsistent: Mapping[str, Any]) -> str:
@@ -269,11 +282,19 @@ def unrest(store: Store, column: str, where: Where, base: Where, last: int = 10)
 
 
 def rank_correlation(
-    store: Store, x: str, y: str, where: Where, minus: str | None = None
-) -> Interval:
-    """Spearman's correlation of two columns over runs; with `minus`, of y minus that one."""
+    store: Store, x: str, y: str, where: Where, minus: str | None = None,
+    cells: Sequence[str] = (),
+) -> Interval:  # fmt: skip
+    """Spearman's correlation of two columns over runs; with `minus`, of y minus that one.
+
+    With `cells`, of the means over the runs in which these columns agree: the seeds of one
+    network and setting are no independent points beside those of another.
+    """
     table = _rows(store.table(), where)
-    return correlation(table[x], table[y] - (table[minus] if minus else 0.0))
+    table = table.assign(difference=table[y] - (table[minus] if minus else 0.0))
+    if cells:
+        table = table.groupby(list(cells))[[x, "difference"]].mean()
+    return correlation(table[x], table["difference"])
 
 
 def exponent(store: Store, x: str, y: str, where: Where) -> Interval:

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import platform
+import textwrap
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from landscape_core.show.picture import Picture
 STYLE = """<style>
 .lc-page {max-width: 46rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif;
  color: inherit; background: transparent}
-.lc-page h1, .lc-page h2 {color: inherit}
+.lc-page h1, .lc-page h2, .lc-page h3 {color: inherit}
 .lc-page table {border-collapse: collapse; width: 100%; margin: .5rem 0 1rem; color: inherit}
 .lc-page tr {background: transparent !important}
 .lc-page td, .lc-page th {text-align: left; padding: .2rem .6rem; color: inherit;
@@ -31,7 +32,7 @@ STYLE = """<style>
 .lc-page td.note {opacity: .75; font-size: 85%}
 .lc-page img {width: 100%; height: auto; background: white}
 .lc-page figure {margin: 1rem 0}
-.lc-page figcaption {color: inherit; opacity: .8; font-size: 90%}
+.lc-page figcaption {color: inherit; font-size: 90%; font-weight: normal}
 @media (max-width: 600px) {
  .lc-page tr {display: block; border-bottom: 1px solid rgba(128,128,128,.4); padding: .2rem 0}
  .lc-page td, .lc-page td.number {display: block; text-align: left; border: 0; padding: 0;
@@ -45,6 +46,7 @@ PREAMBLE = r"""\documentclass{article}
 \date{}"""
 TABLE = r"""\begin{longtable}{p{.35\linewidth}lp{.3\linewidth}}
 \toprule quantity & value & note \\ \midrule\endhead"""
+TEXT = 80  # columns of what is printed
 PAPER = "<style>body {color: #1a1a1a; background: #fff}</style>"  # of a page on its own
 
 
@@ -180,13 +182,18 @@ class Page:
             for number in section.numbers:
                 note = f"  ({number.note})" if number.note else ""
                 lines.append(f"{number.quantity:<{width}}  {number.written}{note}")
-        return "\n".join([*lines, "", "Reading", "-------", *self.reading])
+        reading = (textwrap.fill(each, TEXT) for each in self.reading)
+        return "\n".join([*lines, "", "Reading", "-------", *reading])
 
     def __repr__(self) -> str:
         return f"Page({self.title!r}, {len(self.numbers)} numbers)"
 
     def _repr_html_(self) -> str:
-        return STYLE + self._body()
+        inside = self._body()  # of a page that has headings of its own
+        for level in (2, 1):
+            inside = inside.replace(f"<h{level}>", f"<h{level + 1}>")
+            inside = inside.replace(f"</h{level}>", f"</h{level + 1}>")
+        return STYLE + inside
 
     def markdown(self, folder: Path | None = None, stem: str = "") -> str:
         """The page as Markdown; figures are written beside it where a folder is named."""

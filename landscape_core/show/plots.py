@@ -19,6 +19,8 @@ from landscape_core.results import Estimate
 from landscape_core.show.picture import Picture
 from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 
+SLIVER = 8  # a training so many times shorter than another needs a logarithmic axis
+
 Z95 = 1.96  # half width of a 95 % normal interval, in standard errors
 
 
@@ -58,8 +60,10 @@ def plot_training(histories: Mapping[str, History]) -> Picture:
         table = histories[name].table()
         left.plot(table["epoch"], table["train_loss"], label=name, markevery=0.2, **look)
         right.plot(table["epoch"], table["test_accuracy"], label=name, markevery=0.2, **look)
-    left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
-    right.set(xlabel="epoch", ylabel="test accuracy")
+    lengths = [len(history.epochs) for history in histories.values()]
+    scale = "log" if max(lengths) > SLIVER * min(lengths) else "linear"
+    left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log", xscale=scale)
+    right.set(xlabel="epoch", ylabel="test accuracy", xscale=scale)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     left.legend()
     return Picture(figure)

@@ -7,7 +7,7 @@ from typing import Any
 
 from landscape_core.show.surfaces import GREY, MARK
 
-LOG = {"type": "log", "dtick": "D2"}  # ticks at 1, 2 and 5
+LOG = {"type": "log", "dtick": "D2", "tickformat": "~g"}  # at 1, 2 and 5, written in full
 GRID = "rgba(128,128,128,0.35)"
 NO_BUTTONS = ["zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale", "resetscale"]
 
@@ -62,7 +62,7 @@ def layout(height: int, sliders: list[Any], **options: Any) -> dict[str, Any]:
         "font": {"color": GREY},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 64, "r": 16, "t": 40, "b": 10},
+        "margin": {"l": 64, "r": 36, "t": 40, "b": 10},
         "height": height,
         "template": "none",
         "dragmode": False,

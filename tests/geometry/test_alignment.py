@@ -225,3 +225,144 @@ def test_alignment_of_a_part_of_the_network_is_refused():
     a, b = (lc.Objective(model(), F.cross_entropy, data, parameters="0.*") for _ in range(2))
     with pytest.raises(ValueError, match=r"theta must hold all parameters .* lacks 2\.weight"):
         lc.align(a, b)
+
+
+class Square(nn.Module):
+    """Layers between units of one group: both axes of a weight are permuted alike."""
+
+    def __init__(self, steps: int, width: int = 4, scale: float = 1.0) -> None:
+        super().__init__()
+        self.steps = steps
+        self.embed, self.layer = nn.Linear(3, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 2)
+        with torch.no_grad():
+            self.layer.weight.mul_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for _ in range(self.steps):  # recurrent
+            x = torch.tanh(self.layer(x))
+        if not self.steps:  # residual
+            x = x + torch.tanh(self.layer(x))
+        return self.head(x)
+
+
+def square_objective(*args) -> lc.Objective:
+    data = torch.randn(20, 3, dtype=torch.float64), torch.arange(20) % 2
+    return lc.Objective(Square(*args).double(), F.cross_entropy, data)
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["residual", "recurrent"])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_the_distance_never_grows_where_both_axes_of_a_weight_are_permuted(steps, scale):
+    falls = 0
+    for seed in range(30):
+        torch.manual_seed(seed)
+        a, b = square_objective(steps, 4, scale), square_objective(steps, 4, scale)
+        found = lc.align(a, b, seed=seed)
+        assert dict(found.spec.sizes) == {0: 4}
+        assert found.distances[1] <= found.distances[0]
+        assert found.change < 1e-12
+        falls += found.distances[1] < 0.99 * found.distances[0]
+    assert falls >= 20
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["residual", "recurrent"])
+def test_a_planted_permutation_of_both_axes_is_undone(steps):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        a = square_objective(steps, 8)
+        model, (x, y) = a.model, next(a.batches())
+        spec = lc.trace_permutations(model, x)
+        twin = copy.deepcopy(model)
+        twin.load_state_dict(spec.apply({0: torch.randperm(8)}, model.state_dict()))
+        found = lc.align(a, lc.Objective(twin, F.cross_entropy, (x, y)))
+        assert found.distances[1] < 1e-10 < found.distances[0]
+
+
+KEYWORDS = {
+    "axis": lambda m, h: m(h.mean(axis=1)),
+    "keepdims": lambda m, h: m(torch.sum(axis=1, x=h, keepdims=True)).mean(1),
+    "other": lambda m, h: torch.add(h, other=m(h)).mean(1),
+    "method": lambda m, h: h.mul(other=m(input=h)).mean(axis=1),
+    "order": lambda m, h: m(h.transpose(dim0=1, dim1=2).permute(dims=(0, 2, 1))).mean(1),
+    "switched": lambda m, h: (m(h) + torch.transpose(h, dim0=1, dim1=2)).sum(axis=1),
+    "exp": lambda m, h: torch.exp(input=m(h)).flatten(start_dim=1, end_dim=1).mean((1,)),
+}
+MOVING = {"axis", "keepdims", "other", "method", "order", "exp"}
+
+
+class Keywords(nn.Module):
+    """Six tokens of six units each, so that an axis can be taken for another one."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embed, self.layer = nn.Embedding(9, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(KEYWORDS[self.kind](self.layer, self.embed(x))))
+
+
+@pytest.mark.parametrize("kind", KEYWORDS)
+def test_keyword_operands_keep_the_function(kind):
+    torch.manual_seed(0)
+    tokens, y = torch.randint(0, 9, (8, 6)), torch.arange(8) % 3
+    a, b = (
+        lc.Objective(Keywords(kind).double(), F.cross_entropy, (tokens, y)) for _ in range(2)
+    )
+    model = b.model.eval()
+    spec = lc.trace_permutations(model, tokens)
+    assert bool(spec.sizes) == (kind in MOVING)
+    permutations = {group: torch.randperm(size) for group, size in spec.sizes.items()}
+    permuted = copy.deepcopy(model)
+    permuted.load_state_dict(spec.apply(permutations, model.state_dict()))
+    torch.testing.assert_close(permuted(tokens), model(tokens), rtol=1e-10, atol=1e-12)
+    if spec.sizes:
+        assert lc.align(a, b).change < 1e-12
+
+
+def test_attention_by_head_keeps_the_heads_in_their_places():
+    class ByHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(3, 8), nn.Linear(20, 2)
+            self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+
+        def forward(self, x):
+            x = self.embed(x)
+            _, weights = self.attention(
+                query=x, key=x, value=x, need_weights=True, average_attn_weights=False
+            )
+            return self.head(weights[:, :, 0].flatten(1))
+
+    assert not lc.trace_permutations(ByHead(), torch.randn(2, 5, 3)).sizes
+
+
+def test_arguments_that_are_left_out_take_their_defaults():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x, scale=2.0, shift=None):
+            return self.second(torch.relu(self.first(x) * scale + shift))
+
+    x, shift = torch.randn(4, 3), torch.randn(4, 1)
+    assert dict(lc.trace_permutations(Optional(), x, shift=shift).sizes) == {0: 6}
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_a_change_that_the_first_batch_hides_is_seen(bad):
+    torch.manual_seed(0)
+    a, b = (nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)) for _ in range(2))
+    for model in (a, b):
+        nn.init.zeros_(model[0].bias)
+    y = torch.arange(4) % 2
+    data = [(torch.zeros(4, 3), y) for _ in range(3)]
+    data[bad] = (torch.randn(4, 3), y)
+    half = lc.PermutationSpec({0: 6}, {"0.weight": {0: lc.Axis(0)}})
+    objectives = [lc.Objective(model, F.cross_entropy, data) for model in (a, b)]
+    with pytest.raises(ValueError, match="names units that cannot change places"):
+        lc.align(*objectives, spec=half)

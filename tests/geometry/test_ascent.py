@@ -160,3 +160,14 @@ def test_bad_input_gets_one_sentence(call, message):
     objective, _ = regression()
     with pytest.raises(ValueError, match=message):
         call(objective)
+
+
+def test_the_worst_rise_is_that_of_theta_itself_where_all_around_is_lower():
+    x, y = torch.zeros(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
+    model = nn.Linear(1, 1).double()
+    nn.init.zeros_(model.bias)
+    hill = lc.Objective(model, lambda out, target: -((out - target) ** 2).mean(), (x, y))
+    found = lc.worst_sharpness(hill, 0.3, restarts=2)
+    assert found.rise == 0.0
+    assert not found.delta.any()
+    assert lc.m_sharpness(hill, 0.3, m=2).value == 0.0

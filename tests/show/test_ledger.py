@@ -70,6 +70,8 @@ def one(tmp_path, reference, **more):
         ({"between": [2, 3]}, (5.9, 5.8, 6.0), "partly"),
         ({"between": [2, 3]}, (6.1, 6.0, 6.2), "not reproduced"),
         ({"between": [2, 3]}, (0.9, 0.8, 0.95), "not reproduced"),
+        ({"between": [0.8, 0.9], "near": 0.05}, (0.76, 0.75, 0.77), "partly"),
+        ({"between": [0.8, 0.9], "near": 0.05}, (0.74, 0.73, 0.75), "not reproduced"),
         ({"above": 0}, (0.2, math.nan, math.nan), "partly"),
         ({"between": [2, 3]}, (2.5, math.nan, math.nan), "partly"),
         ({"below": 0}, (0.2, math.nan, math.nan), "not reproduced"),
