@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -29,3 +31,34 @@ def check_policy(model: nn.Module, policy: str, data: Any) -> None:
         return
     if any(len(targets) == 1 for _, targets in data):
         raise ValueError(f"batchnorm={policy!r} needs at least two examples in every batch")
+
+
+@contextmanager
+def averaged(model: nn.Module) -> Iterator[Callable[[int], None]]:
+    """Make running statistics means over all uses of a layer, also over several in one pass.
+
+    Yields a function that is to be told the number of examples before each pass.
+    """
+    layers = [layer for _, layer in norms(model)]
+    momenta = [layer.momentum for layer in layers]
+    seen, size, total = dict.fromkeys(layers, 0), 0, 0
+
+    def begin(examples: int) -> None:
+        nonlocal size, total
+        size, total = examples, total + examples
+        for layer in layers:  # where a model calls layer.forward, there is no hook
+            layer.momentum = size / total
+
+    def weigh(layer: Any, _: Any) -> None:
+        if layer.training:
+            seen[layer] += size
+            layer.momentum = size / seen[layer]
+
+    hooks = [layer.register_forward_pre_hook(weigh) for layer in layers]
+    try:
+        yield begin
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.func import vmap
 
 from landscape_core.batches import map_tensors
 
 Criterion = Callable[[Any, Tensor], Tensor]
+PROBES = 32  # examples of the first batch whose outputs stand in for those of others
 
 
 def split_loss(criterion: Criterion, outputs: Any, targets: Tensor) -> Tensor:
@@ -58,10 +61,13 @@ def check_mean(criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor
     if not math.isfinite(value):
         return
     outputs = map_tensors(Tensor.detach, outputs)
-    mean = float(split_loss(criterion, outputs, targets).mean())
-    rounding = torch.finfo(loss.dtype).eps ** 0.5 * max(abs(value), abs(mean))
+    losses = split_loss(criterion, outputs, targets)
+    mean, size = float(losses.mean()), max(abs(value), float(losses.abs().mean()))
+    rounding = torch.finfo(loss.dtype).eps ** 0.5 * size
     count = len(targets)
     if abs(value - mean) <= rounding:
+        if count > 1 and float(losses.max() - losses.min()) <= rounding:
+            _check_slope(criterion, outputs, targets)
         return
     if abs(value - mean * count) <= count * rounding:
         raise ValueError(
@@ -73,6 +79,94 @@ def check_mean(criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor
         f"examples have a mean of {mean:.4g}: class weights, ignored targets and shapes "
         "that broadcast make it another mean"
     )
+
+
+def _check_slope(criterion: Criterion, outputs: Any, targets: Tensor) -> None:
+    """Refuse another mean of losses that are all equal, as behind a head of zeros."""
+    if not isinstance(outputs, Tensor) or torch.is_inference_mode_enabled():
+        return
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        loss = criterion(leaf, targets)
+        if not loss.requires_grad:
+            return
+        slope = torch.autograd.grad(loss, leaf, allow_unused=True)[0]
+    if slope is None:
+        return
+    count, precision = len(targets), torch.finfo(outputs.dtype)
+    apart = split_gradient(criterion, outputs, targets)
+    off, size = float((count * slope - apart).abs().max()), float(apart.abs().max())
+    if off > precision.eps**0.5 * size + count * precision.tiny:
+        raise ValueError(
+            "criterion must be the mean over examples, got one whose slope in the outputs is "
+            "not the mean of theirs: class weights and ignored targets make it another mean"
+        )
+
+
+class MeanCheck:
+    """Refuses a criterion that is another mean in some batch, whatever their order.
+
+    Of cross-entropy by its options; of others by value, at outputs of the first batch in the
+    place of a batch's own, which would cost a pass, and next to targets of the first batch,
+    so that class weights show in batches of one class.
+    """
+
+    def __init__(self, criterion: Criterion, outputs: Any, targets: Tensor) -> None:
+        self.criterion, self._targets = criterion, targets[:PROBES]
+        self._outputs = map_tensors(lambda x: x[:PROBES].detach().clone(), outputs)
+        kind, self._options = origin(criterion)
+        known = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
+        self._plain = kind in known and self._options.get("reduction", "mean") == "mean"
+        self._weights = [math.inf, -math.inf]
+
+    @torch.no_grad()
+    def __call__(self, targets: Tensor, forward: Callable[[], Any]) -> None:
+        """Check one batch; `forward` gives its outputs, where others cannot stand in."""
+        integer = not (targets.is_floating_point() or targets.is_complex())
+        if self._plain and integer and targets.ndim == 1:
+            self._check_labels(targets)
+            return
+        if targets.shape[1:] != self._targets.shape[1:]:
+            outputs = forward()
+        else:
+            if targets[0].numel() == 1:
+                targets = torch.cat([self._targets, targets])
+            rows = torch.arange(len(targets), device=targets.device) % len(self._targets)
+            outputs = map_tensors(lambda x: x[rows.to(x.device)], self._outputs)
+        check_mean(self.criterion, outputs, targets, self.criterion(outputs, targets))
+
+    def _check_labels(self, labels: Tensor) -> None:
+        index, weight = self._options.get("ignore_index", -100), self._options.get("weight")
+        ignored = int((labels == index).sum())
+        if ignored:
+            raise ValueError(
+                "criterion must be the mean over examples, got one that ignores "
+                f"{ignored} targets of a batch (ignore_index={index}): leave them out"
+            )
+        if weight is None:
+            return
+        used = weight.detach()[labels.to(weight.device, torch.int64)]
+        low, high = self._weights
+        self._weights = [min(low, float(used.min())), max(high, float(used.max()))]
+        if self._weights[0] < self._weights[1]:
+            low, high = self._weights
+            raise ValueError(
+                "criterion must be the mean over examples, got one with class weights from "
+                f"{low:.4g} to {high:.4g}: use weight=None"
+            )
+
+
+def origin(criterion: Any) -> tuple[Any, dict[str, Any]]:
+    """The function or class that a criterion comes from, and the options that it has."""
+    options: dict[str, Any] = {}
+    while isinstance(criterion, partial):
+        options = {**criterion.keywords, **options}
+        criterion = criterion.func
+    if not isinstance(criterion, nn.Module):
+        return criterion, options
+    names = ("weight", "ignore_index", "reduction")
+    own = {name: getattr(criterion, name) for name in names if hasattr(criterion, name)}
+    return type(criterion), {**own, **options}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ buffers, gradients or mode.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -31,11 +32,11 @@ from landscape_core.batches import (
     move,
     take,
 )
-from landscape_core.batchnorm import BatchNormPolicy, check_policy, norms
+from landscape_core.batchnorm import BatchNormPolicy, averaged, check_policy, norms
 from landscape_core.criteria import (
     Criterion,
+    MeanCheck,
     check_criterion,
-    check_mean,
     draws_nothing,
     split_loss,
     writes_nothing,
@@ -121,8 +122,8 @@ class Objective:
         self._buffers: dict[str, Tensor] = self._place(buffers)
         self._data = as_batches(batches, self._place)
         check_policy(model, batchnorm, self._data)
-        self._check_criterion()
-        self._checked = False  # in all batches
+        self._unchecked: MeanCheck | None = None
+        self._unchecked = self._check_criterion()  # until all batches have been read
 
     def __repr__(self) -> str:
         return f"Objective(n={self.n}, {self.space.dtype}, {self.space.device})"
@@ -146,20 +147,27 @@ class Objective:
         return sum(len(targets) for _, targets in self.batches())
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the data, batch by batch, on the model's device."""
-        empty = True
+        """Yield the data, batch by batch, on the model's device; the first time, checked."""
+        empty, check = True, self._unchecked
         state = torch.get_rng_state()
         data = iter(self._data)  # a DataLoader draws a number here
         torch.set_rng_state(state)
         for inputs, targets in map(as_pair, data):
             if len(targets):
                 empty = False
-                yield self._place(inputs), self._place(targets)
+                inputs, targets = self._place(inputs), self._place(targets)
+                if check is not None:
+                    check(targets, partial(self._some_outputs, inputs))
+                yield inputs, targets
         if empty:
             raise ValueError("the data are empty: at least one example is needed")
+        if check is self._unchecked:
+            self._unchecked = None
 
     def sample(self, indices: Tensor) -> Batch:
         """Return the examples at `indices`, shape (b,), as one batch."""
+        if self._unchecked is not None:
+            deque(self.batches(), maxlen=0)
         if isinstance(self._data, DataLoader):
             dataset, collate = self._data.dataset, self._data.collate_fn
             inputs, targets = as_pair(collate([dataset[int(i)] for i in indices]))
@@ -305,29 +313,23 @@ class Objective:
         """Buffers that the model is to use at theta; empty where it keeps its own.
 
         Under ``"refresh"``: the means and variances of the batches, averaged over all batches
-        in proportion to their examples. With few, large, mixed batches this is close to the
-        statistics of all the data; batches sorted by class would miss variance between them.
+        in proportion to their examples (and over all uses of a layer). With few, large, mixed
+        batches this is close to the statistics of all the data; batches sorted by class would
+        miss variance between them.
         """
         if self.batchnorm != "refresh":
             return {}
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        layers = [layer for _, layer in norms(self.model)]
         for name, layer in norms(self.model):
             if layer.running_mean is not None:
                 buffers[f"{name}.running_mean"].zero_()
                 buffers[f"{name}.running_var"].zero_()
-        momenta = [layer.momentum for layer in layers]
-        seen = 0
-        try:
+        pieces = self.space.unflatten(theta.detach())
+        with averaged(self.model) as begin:
             for inputs, targets in self.batches():
-                seen += len(targets)
-                for layer in layers:
-                    layer.momentum = len(targets) / seen
+                begin(len(targets))
                 with torch.no_grad(), self._modes(batch_statistics=True):
-                    self._outputs(self.space.unflatten(theta.detach()), inputs, buffers)
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
+                    self._outputs(pieces, inputs, buffers)
         return buffers
 
     def _at(self, theta: Tensor | None) -> Tensor:
@@ -364,18 +366,20 @@ class Objective:
             with self._modes():
                 outputs = forward(inputs)
             of_batch = self.criterion(outputs, targets)
-            if not self._checked:
-                check_mean(self.criterion, outputs, targets, of_batch)
             loss = loss + of_batch.double() * len(targets)
             count += len(targets)
             right = hits(outputs, targets) if accuracy else None
             if right is not None:
                 correct = correct + right.sum()
                 labelled += len(targets)
-        self._checked = True
         return loss / count, correct / count if labelled == count else None
 
-    def _check_criterion(self) -> None:
+    def _some_outputs(self, inputs: Any) -> Any:
+        """Outputs at the objective's own theta and buffers, whatever the policy."""
+        with torch.no_grad():
+            return self.batch_outputs(self.space.unflatten(self.theta), inputs, {})
+
+    def _check_criterion(self) -> MeanCheck:
         """Refuse what is not a finite scalar mean over examples that depends on theta."""
         several = (batch for batch in self.batches() if len(batch[1]) > 1)
         batch = next(several, None) or next(self.batches())
@@ -392,3 +396,4 @@ class Objective:
         if slope is None:
             raise ValueError("the loss does not depend on theta: it carries no gradient")
         check_criterion(self.criterion, outputs, batch[1], loss)
+        return MeanCheck(self.criterion, outputs, batch[1])

@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from landscape_core.batches import Batch
-from landscape_core.criteria import split_gradient
+from landscape_core.criteria import origin, split_gradient
 from landscape_core.curvature.hessian import ObjectiveOperator, check_differentiable, derivative
 from landscape_core.curvature.probes import generator
 from landscape_core.objective import Objective
 
 FisherKind = Literal["exact", "monte_carlo", "empirical"]
+NOT_SOFTMAX = (
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
+    nn.GaussianNLLLoss, nn.PoissonNLLLoss, nn.SoftMarginLoss, nn.MultiMarginLoss,
+    nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss,
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits, F.gaussian_nll_loss, F.poisson_nll_loss,
+    F.soft_margin_loss, F.multi_margin_loss, F.multilabel_margin_loss,
+    F.multilabel_soft_margin_loss,
+)  # fmt: skip
 OutputProduct = Callable[[Tensor], Tensor]  # (b, ...) to (b, ...), or both with k in front
 
 
@@ -65,7 +75,7 @@ class GaussNewton(ObjectiveOperator):
             raise TypeError(f"the model's output must be one tensor, got {kind}")
         fixed = outputs.detach().requires_grad_()
         with torch.enable_grad():
-            loss = self._loss(fixed, batch[1])
+            loss = self.objective.output_loss(fixed, batch[1])
             weights = torch.zeros_like(outputs, requires_grad=True)
             back = torch.autograd.grad(
                 outputs, list(self._leaves.values()), weights, create_graph=True,
@@ -107,7 +117,8 @@ class Fisher(GaussNewton):
     Parameters
     ----------
     objective : Objective
-        For "exact" and "monte_carlo" with outputs of shape (N, C), logits.
+        For "exact" and "monte_carlo" with outputs of shape (N, C), logits whose softmax the
+        criterion takes.
     theta : Tensor, shape (n,), or None
         Where; None is the objective's own theta.
     kind : {"exact", "monte_carlo", "empirical"}
@@ -167,13 +178,30 @@ class Fisher(GaussNewton):
                 f"kind={self.kind!r} needs logits of shape (N, C), got {tuple(fixed.shape)}; "
                 "kind='empirical' takes any criterion"
             )
+        check_softmax(self.objective.criterion, self.kind, fixed, targets)
         p = fixed.softmax(1)
         if self.kind == "exact":
             return lambda w: p * (w - (p * w).sum(-1, keepdim=True)) / len(p)
         rng = generator(1_000_003 * self.seed + index, fixed.device)
         labels = torch.multinomial(p, self.samples, replacement=True, generator=rng)  # (b, S)
-        one_hot = torch.nn.functional.one_hot(labels.T, p.shape[1])  # (S, b, C)
+        one_hot = F.one_hot(labels.T, p.shape[1])  # (S, b, C)
         return _outer(p - one_hot.to(p.dtype))
+
+
+def check_softmax(criterion: object, kind: str, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse criteria and targets that do not belong to the softmax of the outputs."""
+    source, _ = origin(criterion)
+    dense = targets.shape == outputs.shape  # else labels, or what the criterion makes them of
+    got = ""
+    if source in NOT_SOFTMAX:
+        got = source.__name__
+    elif dense and bool(((targets.double().sum(1) - 1).abs() > 1e-2).any()):
+        got = "targets that are no probabilities of classes"
+    if got:
+        raise ValueError(
+            f"kind={kind!r} needs a criterion on the softmax of the outputs, got {got}: "
+            "kind='empirical' and GaussNewton take any criterion"
+        )
 
 
 def _outer(slopes: Tensor) -> OutputProduct:

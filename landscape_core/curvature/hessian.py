@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from landscape_core.batches import Batch
-from landscape_core.criteria import check_mean
 from landscape_core.curvature.graphs import PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
 from landscape_core.curvature.rewrites import CheapSecondDerivatives, ExactLayerNorm
@@ -104,13 +103,6 @@ class ObjectiveOperator(SymmetricOperator):
         cheap = CheapSecondDerivatives(self._graphs.keeps, self._batched)
         with cheap if self._rewritten else ExactLayerNorm():
             return self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
-
-    def _loss(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Mean loss of a batch; refused where it is another mean, in the first pass."""
-        loss = self.objective.output_loss(outputs, targets)
-        if not self._graphs.examples:
-            check_mean(self.objective.criterion, outputs, targets, loss)
-        return loss
 
     def _pieces(self, rows: Tensor) -> dict[str, Tensor]:
         """Views of `rows`, shape (k, n), one to a parameter, shape (k, ...)."""
@@ -206,7 +198,7 @@ class Hessian(ObjectiveOperator):
         leaves = self._leaves
         with torch.enable_grad():
             outputs = self._outputs(batch)
-            loss = self._loss(outputs, batch[1])
+            loss = self.objective.output_loss(outputs, batch[1])
             pieces = torch.autograd.grad(
                 loss, list(leaves.values()), create_graph=True, allow_unused=True
             )
