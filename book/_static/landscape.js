@@ -120,8 +120,7 @@
 
   // A formula within the text that is wider than the text scrolls by itself.
   const mendFormulas = () => {
-    const ready = (window.MathJax && window.MathJax.startup && window.MathJax.startup.promise) || Promise.resolve();
-    ready.then(() => {
+    Promise.resolve(window.MathJax?.startup?.promise).then(() => {
       document.querySelectorAll("p span.math, li span.math").forEach((formula) => {
         const room = formula.closest("p, li").clientWidth;
         const width = Math.max(formula.getBoundingClientRect().width, formula.scrollWidth);

@@ -37,8 +37,9 @@ class Interval:
         Of confidence.
     note : str
         What so few samples cannot show; empty where there are enough.
-    among : int or None
-        In a table, how many rows there were; where none is missing, that column says n.
+    rows : int or None
+        Of the group that a table is about, which has them in a column of its own: where no
+        value is missing, they are n, and the number is written without it.
     """
 
     value: float
@@ -47,11 +48,11 @@ class Interval:
     n: int
     level: float = 0.95
     note: str = ""
-    among: int | None = field(default=None, compare=False, repr=False)
+    rows: int | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         ends = "no interval" if math.isnan(self.low) else f"{self.low:.3g} to {self.high:.3g}"
-        if self.n == self.among and not self.note:  # the row says it
+        if self.n == self.rows and not self.note:  # the row says it
             return f"{self.value:.3g} ({ends})"
         note = f"; {self.note}" if self.note else ""
         return f"{self.value:.3g} ({ends}, n = {self.n}{note})"
@@ -282,7 +283,7 @@ def summarize(
             values = group[name].dropna()
             nothing = Interval(math.nan, math.nan, math.nan, 0, level)
             found[name] = (
-                replace(mean_interval(values, level), note="", among=len(group))
+                replace(mean_interval(values, level), note="", rows=len(group))
                 if len(values)
                 else nothing
             )
@@ -352,7 +353,7 @@ def compare_groups(
             difference = paired_difference(
                 rows.loc[both, name], groups[base].loc[both, name], level
             )
-            row[name] = replace(difference, note="", among=len(both))
+            row[name] = replace(difference, note="", rows=len(both))
         found[key] = row | {"note": _note(len(both))}
     result = pd.DataFrame.from_dict(found, orient="index", columns=["n", *columns, "note"])
     result.index.name = by

@@ -147,9 +147,7 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
     >>> verdict(Interval(0.2, 0.1, 0.3, 5), {"above": 0})
     'reproduced'
     """
-    kind, bound = next(iter(rule.items()))
-    if kind not in BOUNDS or set(rule) - {kind, "near"}:
-        raise ValueError(f"a rule must be one of {', '.join(BOUNDS)}, got {kind!r}")
+    kind, bound, near = _parts(rule)
     if not math.isfinite(measured.value):
         return "not yet measured"
     low, high = measured.low, measured.high
@@ -161,7 +159,6 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
         least, most = bound
         if low <= most and high >= least:
             return best
-        near = rule.get("near")
         around = (least / 2, 2 * most) if near is None else (least - near, most + near)
         close = around[0] <= measured.value <= around[1]
         return "partly" if close else "not reproduced"
@@ -172,12 +169,23 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
     return "partly" if sign * measured.value > sign * bound else "not reproduced"
 
 
+def _parts(rule: Mapping[str, Any]) -> tuple[str, Any, float | None]:
+    """Kind, bound and margin of a rule."""
+    kinds = [kind for kind in rule if kind != "near"]
+    if len(kinds) != 1 or kinds[0] not in BOUNDS or ("near" in rule and kinds != ["between"]):
+        got = " and ".join(map(repr, rule))
+        raise ValueError(
+            f"a rule must be one of {', '.join(BOUNDS)}, the last also with near, got {got}"
+        )
+    return kinds[0], rule[kinds[0]], rule.get("near")
+
+
 def written(rule: Mapping[str, Any]) -> str:
     """A rule as a sentence."""
-    kind, bound = next(iter(rule.items()))
+    kind, bound, near = _parts(rule)
     if kind == "between":
         ends = f"{bound[0]:g} to {bound[1]:g}"
-        margin = f"{rule['near']:g}" if "near" in rule else "a factor of two"
+        margin = "a factor of two" if near is None else f"{near:g}"
         return (
             f"reproduced if the 95 % interval meets {ends}, partly if the value is within "
             f"{margin} of that"

@@ -61,7 +61,8 @@ def plot_training(histories: Mapping[str, History]) -> Picture:
         left.plot(table["epoch"], table["train_loss"], label=name, markevery=0.2, **look)
         right.plot(table["epoch"], table["test_accuracy"], label=name, markevery=0.2, **look)
     lengths = [len(history.epochs) for history in histories.values()]
-    scale = "log" if max(lengths) > SLIVER * min(lengths) else "linear"
+    uneven = bool(lengths) and max(lengths) > SLIVER * min(lengths)
+    scale = "log" if uneven else "linear"
     left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log", xscale=scale)
     right.set(xlabel="epoch", ylabel="test accuracy", xscale=scale)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -27,6 +27,7 @@ def test_intervals_of_paired_differences_cover_and_are_narrower_than_unpaired(pa
         a, b = seeds + rng.normal(1, 1, pairs), seeds
         found = lc.paired_difference(a, b, resamples=500)
         covered.append(found.low <= 1 <= found.high)
+        assert pairs < 20 or found.high - found.low < 2
         alone = lc.mean_interval(a)
         narrower.append((found.high - found.low) / (alone.high - alone.low))
     assert np.mean(narrower) < 0.5

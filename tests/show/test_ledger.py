@@ -167,6 +167,9 @@ def test_a_wrong_file_is_named(reference, tmp_path):
         one(tmp_path, reference, measure=measure, rule={"above": 0})
     with pytest.raises(ValueError, match="a rule must be one of above, below, between"):
         verdict(lc.Interval(1, 0, 2, 5), {"equals": 1})
+    for rule in ({"above": 1, "near": 0.1}, {"above": 1, "below": 2}, {"near": 0.1}):
+        with pytest.raises(ValueError, match="a rule must be one of"):
+            verdict(lc.Interval(1, 0, 2, 5), rule)
 
 
 @pytest.mark.parametrize("claim", MEASURED, ids=lambda claim: claim["claim"])
