@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -12,6 +13,20 @@ from torch import nn
 from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no module: a path, a state dict, a class."""
+    if isinstance(model, type):
+        got = f"the class {model.__name__}: make an instance of it"
+    elif isinstance(model, str | Path):
+        got = f"{str(model)!r}: build the network, then load its weights with load_state_dict"
+    elif isinstance(model, Mapping):
+        got = f"a {type(model).__name__}: build the network, then load_state_dict"
+    else:
+        got = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {got}")
 
 
 def check_derivatives(model: nn.Module | None = None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def as_batches(batches: Any, place: Callable[[Any], Any]) -> list[Batch] | Itera
         is_tuple(batches) and len(batches) == 2 and isinstance(batches[1], Tensor)
     ):
         batches = [batches]
-    if not isinstance(batches, Sequence):
+    if not isinstance(batches, Sequence) or isinstance(batches, str):
         raise TypeError(
             "batches must be an (inputs, targets) pair such as data.train, a list of pairs or "
             "a DataLoader, "
@@ -34,8 +35,22 @@ def as_batches(batches: Any, place: Callable[[Any], Any]) -> list[Batch] | Itera
     for index, batch in enumerate(batches):
         pair = is_tuple(batch) and len(batch) == 2 and isinstance(batch[1], Tensor)
         if not pair or batch[1].ndim == 0:
-            raise TypeError(f"batch {index} must be (inputs, targets) with a tensor of targets")
+            raise TypeError(
+                f"batch {index} must be (inputs, targets) with a tensor of targets, "
+                f"got {_kinds(batch)}"
+            )
+        if isinstance(batch[0], Tensor) and batch[0].shape[:1] != batch[1].shape[:1]:
+            raise ValueError(
+                f"batch {index} must have a target to each input, got inputs of shape "
+                f"{tuple(batch[0].shape)} and targets of shape {tuple(batch[1].shape)}"
+            )
     return [(place(inputs), place(targets)) for inputs, targets in batches]
+
+
+def _kinds(batch: Any) -> str:
+    if is_tuple(batch):
+        return f"({', '.join(type(part).__name__ for part in batch)})"
+    return type(batch).__name__
 
 
 def as_pair(batch: Any) -> Any:
@@ -56,8 +71,10 @@ def _check_loader(loader: DataLoader[Any]) -> None:
             f"{kind}: make it with shuffle=False (and torch.utils.data.Subset for a part)"
         )
     state = torch.get_rng_state()
-    first, again = next(iter(loader)), next(iter(loader))
+    first, again = next(iter(loader), None), next(iter(loader), None)
     torch.set_rng_state(state)
+    if first is None:
+        raise ValueError("the data are empty: at least one example is needed")
     if not _same(first, again):
         raise ValueError(
             "the DataLoader gives other inputs each time it is read, so L(theta) would change "
@@ -135,6 +152,27 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if is_tuple(inputs) else (inputs,)), {}
+
+
+@contextmanager
+def fits(inputs: Any) -> Iterator[None]:
+    """Say which inputs a forward pass, run inside, failed on."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"the model must take the inputs of the data, got {_shapes(inputs)}, on which it "
+            f"fails: {error}"
+        ) from error
+
+
+def _shapes(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return ", ".join(f"{key}: {_shapes(item)}" for key, item in items)
 
 
 def logits_of(outputs: Any) -> Any:

@@ -17,6 +17,7 @@ from torch.func import vmap
 from landscape_core.batches import map_tensors
 
 Criterion = Callable[[Any, Tensor], Tensor]
+LABELLED = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
 PROBES = 32  # examples of the first batch whose outputs stand in for those of others
 
 
@@ -41,6 +42,43 @@ def split_gradient(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Te
     with torch.enable_grad():
         total = split_loss(criterion, leaf, targets).sum()
         return torch.autograd.grad(total, leaf)[0]
+
+
+def check_callable(criterion: Any) -> None:
+    """Refuse a class in the place of its instance, and what cannot be called."""
+    if isinstance(criterion, type):
+        name = criterion.__name__
+        raise TypeError(f"criterion must be a function or an instance: {name}(), got {name}")
+    if not callable(criterion):
+        raise TypeError(
+            "criterion must be a function of outputs and targets, such as F.cross_entropy, "
+            f"got {criterion!r}"
+        )
+
+
+def check_labels(criterion: Criterion, outputs: Any, targets: Tensor) -> None:
+    """Refuse class labels for which a cross-entropy has no output."""
+    kind, options = origin(criterion)
+    scores = isinstance(outputs, Tensor) and outputs.ndim > 1
+    if kind in LABELLED and scores and _are_labels(targets):
+        check_range(targets, outputs.shape[1], options.get("ignore_index", -100))
+
+
+def check_range(labels: Tensor, classes: int, ignored: int) -> None:
+    """Refuse labels outside of 0, ..., classes - 1 that are not ignored."""
+    labels = labels[labels != ignored]
+    if labels.numel() == 0:
+        return
+    low, high = (int(end) for end in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"targets must be labels from 0 to {classes - 1}, as the model has {classes} "
+            f"outputs, got labels from {low} to {high}"
+        )
+
+
+def _are_labels(targets: Tensor) -> bool:
+    return not (targets.is_floating_point() or targets.is_complex())
 
 
 def check_criterion(criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor) -> None:
@@ -115,15 +153,13 @@ class MeanCheck:
         self.criterion, self._targets = criterion, targets[:PROBES]
         self._outputs = map_tensors(lambda x: x[:PROBES].detach().clone(), outputs)
         kind, self._options = origin(criterion)
-        known = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
-        self._plain = kind in known and self._options.get("reduction", "mean") == "mean"
+        self._plain = kind in LABELLED and self._options.get("reduction", "mean") == "mean"
         self._weights = [math.inf, -math.inf]
 
     @torch.no_grad()
     def __call__(self, targets: Tensor, forward: Callable[[], Any]) -> None:
         """Check one batch; `forward` gives its outputs, where others cannot stand in."""
-        integer = not (targets.is_floating_point() or targets.is_complex())
-        if self._plain and integer and targets.ndim == 1:
+        if self._plain and _are_labels(targets) and targets.ndim == 1:
             self._check_labels(targets)
             return
         if targets.shape[1:] != self._targets.shape[1:]:
@@ -143,6 +179,8 @@ class MeanCheck:
                 "criterion must be the mean over examples, got one that ignores "
                 f"{ignored} targets of a batch (ignore_index={index}): leave them out"
             )
+        if self._outputs.ndim > 1:
+            check_range(labels, self._outputs.shape[1], index)
         if weight is None:
             return
         used = weight.detach()[labels.to(weight.device, torch.int64)]

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader
 
-from landscape_core.backends import check_derivatives, modes, twice_differentiable
+from landscape_core.backends import check_derivatives, check_model, modes, twice_differentiable
 from landscape_core.batches import (
     Batch,
     as_batches,
     as_call,
     as_pair,
+    fits,
     gather,
     hits,
     logits_of,
@@ -36,7 +37,9 @@ from landscape_core.batchnorm import BatchNormPolicy, averaged, check_policy, no
 from landscape_core.criteria import (
     Criterion,
     MeanCheck,
+    check_callable,
     check_criterion,
+    check_labels,
     draws_nothing,
     split_loss,
     writes_nothing,
@@ -102,11 +105,8 @@ class Objective:
         parameters: ParameterChoice = None,
         batchnorm: BatchNormPolicy = "eval",
     ) -> None:
-        if isinstance(criterion, type):
-            name = criterion.__name__
-            raise TypeError(
-                f"criterion must be a function or an instance: {name}(), got {name}"
-            )
+        check_model(model)
+        check_callable(criterion)
         check_derivatives(model)
         self.model = model
         self.criterion = criterion
@@ -280,7 +280,7 @@ class Objective:
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
         """Loss and accuracy at theta, each with its standard error over the examples."""
         losses, correct = self.example_values(theta)
-        accuracy = None if correct is None else Estimate.of(correct)
+        accuracy = None if correct is None else Estimate.of_hits(correct)
         return Evaluation(Estimate.of(losses), accuracy)
 
     def per_example_gradients(
@@ -384,10 +384,11 @@ class Objective:
         several = (batch for batch in self.batches() if len(batch[1]) > 1)
         batch = next(several, None) or next(self.batches())
         leaf = self.theta.clone().requires_grad_()
-        with draws_nothing(self.space.device), writes_nothing(batch[0]):
+        with draws_nothing(self.space.device), writes_nothing(batch[0]), fits(batch[0]):
             statistics = self.statistics(self.theta)
             with torch.enable_grad():
                 outputs = self.batch_outputs(self.space.unflatten(leaf), batch[0], statistics)
+        check_labels(self.criterion, outputs, batch[1])
         with torch.enable_grad():
             loss = self.output_loss(outputs, batch[1])
             slope = None

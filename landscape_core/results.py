@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -85,6 +85,22 @@ class Estimate:
         spread = values.std(ddof=1) if values.size > 1 else math.nan
         stderr = float(spread / math.sqrt(values.size))
         return cls(float(values.mean()), stderr, values.size, matvecs)
+
+    @classmethod
+    def of_hits(cls, hits: Tensor) -> Estimate:
+        """Make the estimate of a proportion from its hits (1) and misses (0), shape (m,).
+
+        The standard error is that of Agresti and Coull (1998, doi:10.1080/00031305.1998.10480550),
+        sqrt(p (1 - p) / (m + 4)), with p after two more hits and two more misses. Without them
+        the error would be zero where all examples are right, however few they are.
+
+        >>> print(Estimate.of_hits(torch.ones(100)))
+        1.00 ± 0.01
+        """
+        found = cls.of(hits)
+        count = found.samples + 4
+        share = (found.value * found.samples + 2) / count
+        return replace(found, stderr=math.sqrt(share * (1 - share) / count))
 
     @property
     def relative_error(self) -> float:

@@ -122,7 +122,10 @@ class TestBadInput:
 
     def make(self, model=None, criterion=F.cross_entropy, data=None, **options):
         return lc.Objective(
-            model or nn.Linear(4, 3), criterion, data or (self.x, self.y), **options
+            model or nn.Linear(4, 3),
+            criterion,
+            (self.x, self.y) if data is None else data,
+            **options,
         )
 
     def test_empty_data(self):
@@ -132,6 +135,50 @@ class TestBadInput:
     def test_not_batches(self):
         with pytest.raises(TypeError, match=r"batches must be .* got int"):
             self.make(data=7)
+
+    def test_a_loader_without_data(self):
+        loader = DataLoader(TensorDataset(self.x[:0], self.y[:0]))
+        with pytest.raises(ValueError, match="data are empty"):
+            self.make(data=loader)
+
+    @pytest.mark.parametrize(
+        ("model", "got"),
+        [
+            ("model.pt", r"'model\.pt': build the network, then load its weights"),
+            (nn.Linear(4, 3).state_dict(), "OrderedDict: build the network"),
+            (nn.Linear, "the class Linear: make an instance"),
+            (7, "int"),
+        ],
+    )
+    def test_no_model(self, model, got):
+        with pytest.raises(TypeError, match=f"model must be a torch.nn.Module, got .*{got}"):
+            self.make(model)
+
+    def test_no_criterion(self):
+        with pytest.raises(TypeError, match="criterion must be a function .* got 'mse'"):
+            self.make(criterion="mse")
+
+    def test_inputs_that_the_model_does_not_take(self):
+        with pytest.raises(ValueError, match=r"torch.float32 of shape \(6, 5\), on which it"):
+            self.make(data=(torch.randn(6, 5), self.y))
+
+    def test_targets_of_another_length(self):
+        with pytest.raises(ValueError, match=r"shape \(6, 4\) and targets of shape \(5,\)"):
+            self.make(data=(self.x, self.y[:5]))
+
+    def test_arrays_of_numpy(self):
+        with pytest.raises(TypeError, match=r"tensor of targets, got \(Tensor, ndarray\)"):
+            self.make(data=[(self.x, self.y.numpy())])
+
+    @pytest.mark.parametrize("shift", [-1, 1])
+    def test_labels_without_an_output(self, shift):
+        low, high = shift, 2 + shift
+        message = f"labels from 0 to 2, .* 3 outputs, got labels from {low} to {high}"
+        with pytest.raises(ValueError, match=message):
+            self.make(data=(self.x, self.y + shift))
+        good, bad = (self.x, self.y), (self.x, self.y + shift)
+        with pytest.raises(ValueError, match=message):
+            self.make(data=[good, bad]).loss()
 
     def test_shuffling_loader(self):
         loader = DataLoader(TensorDataset(self.x, self.y), shuffle=True)

@@ -65,3 +65,15 @@ def test_one_sample_has_no_error_and_bad_input_is_refused():
         Estimate.of([])
     with pytest.raises(ValueError, match="between 0 and 1, got 95"):
         Estimate.of([1.0, 2.0]).interval(95)
+
+
+def test_the_interval_of_a_proportion_covers_where_nearly_all_are_right():
+    generator = torch.Generator().manual_seed(0)
+    truth, covered, seen = 0.97, 0, 0
+    for _ in range(1000):
+        found = Estimate.of_hits((torch.rand(60, generator=generator) < truth).double())
+        seen += found.value == 1
+        low, high = found.interval()
+        covered += low <= truth <= high
+    assert seen > 100
+    assert covered >= 0.92 * 1000
