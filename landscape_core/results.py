@@ -90,9 +90,9 @@ class Estimate:
     def of_hits(cls, hits: Tensor) -> Estimate:
         """Make the estimate of a proportion from its hits (1) and misses (0), shape (m,).
 
-        The standard error is that of Agresti and Coull (1998, doi:10.1080/00031305.1998.10480550),
-        sqrt(p (1 - p) / (m + 4)), with p after two more hits and two more misses. Without them
-        the error would be zero where all examples are right, however few they are.
+        The standard error is sqrt(p (1 - p) / (m + 4)), with p after two more hits and two more
+        misses (Agresti and Coull 1998, doi:10.1080/00031305.1998.10480550). Without them the
+        error would be zero where all examples are right, however few they are.
 
         >>> print(Estimate.of_hits(torch.ones(100)))
         1.00 ± 0.01

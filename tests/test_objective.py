@@ -155,7 +155,7 @@ class TestBadInput:
             self.make(model)
 
     def test_no_criterion(self):
-        with pytest.raises(TypeError, match="criterion must be a function .* got 'mse'"):
+        with pytest.raises(TypeError, match=r"criterion must be a function .* got 'mse'"):
             self.make(criterion="mse")
 
     def test_inputs_that_the_model_does_not_take(self):
