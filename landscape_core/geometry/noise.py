@@ -23,9 +23,9 @@ class NoiseScale:
     covariance_trace : Estimate
         :math:`\mathrm{Tr}\,\Sigma`, the variance of one example's gradient summed over theta.
     gradient_squared : Estimate
-        :math:`|G|^2`, the squared length of the mean gradient.
+        :math:`|g|^2`, the squared length of the mean gradient.
     scale : Estimate
-        :math:`B = \mathrm{Tr}\,\Sigma / |G|^2`, in examples, with a delta-method error.
+        :math:`B = \mathrm{Tr}\,\Sigma / |g|^2`, in examples, with a delta-method error.
     """
 
     covariance_trace: Estimate
@@ -56,7 +56,7 @@ class NoiseScale:
     def at_least(self) -> float:
         """A number that the scale exceeds with a confidence of 95 % or more; 0 if unknown.
 
-        The lower end of ``Tr Sigma`` over the upper end of ``|G|^2``, each at 97.5 %.
+        The lower end of ``Tr Sigma`` over the upper end of ``|g|^2``, each at 97.5 %.
         """
         low = self.covariance_trace.interval()[0]
         high = self.gradient_squared.interval()[1]
@@ -82,11 +82,11 @@ def gradient_noise_scale(
 ) -> NoiseScale:
     r"""Estimate the batch size at which noise and signal in the gradient balance.
 
-    A batch of b examples has :math:`E|g_b|^2 = |G|^2 + \mathrm{Tr}\,\Sigma / b`. Two batch
+    A batch of b examples has :math:`E|g_b|^2 = |g|^2 + \mathrm{Tr}\,\Sigma / b`. Two batch
     sizes give two equations, hence unbiased estimates of both unknowns:
 
     .. math::
-        |G|^2 \approx \frac{B|g_B|^2 - b|g_b|^2}{B - b}, \qquad
+        |g|^2 \approx \frac{B|g_B|^2 - b|g_b|^2}{B - b}, \qquad
         \mathrm{Tr}\,\Sigma \approx \frac{|g_b|^2 - |g_B|^2}{1/b - 1/B}.
 
     Numerator and denominator are averaged over the draws before they are divided. Each big

@@ -26,8 +26,8 @@ def exact_noise_scale(
 ) -> NoiseScale:
     r"""The simple noise scale of the data as given, from the gradient of every example.
 
-    .. math:: \mathrm{Tr}\,\Sigma = \frac{1}{N} \sum_i |g_i|^2 - |G|^2, \qquad
-        B = \mathrm{Tr}\,\Sigma / |G|^2
+    .. math:: \mathrm{Tr}\,\Sigma = \frac{1}{N} \sum_i |g_i|^2 - |g|^2, \qquad
+        B = \mathrm{Tr}\,\Sigma / |g|^2
 
     No sampling and no error; :func:`gradient_noise_scale` estimates the same numbers from
     batches, for less. It costs one gradient per example.
