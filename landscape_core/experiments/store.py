@@ -130,13 +130,19 @@ class Store:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def publish(
-        self, folder: str | Path, digits: int = 5, leave_out: Sequence[str] = ()
+        self,
+        folder: str | Path,
+        digits: int = 5,
+        leave_out: Sequence[str] = (),
+        *,
+        add: bool = False,
     ) -> Path:
         """Write all finished records into `folder / name`, small enough to be shipped.
 
         Arrays of floating-point numbers are rounded to so many significant digits and kept in
         single precision; scalars and tables stay as they are. Arrays and models named in
-        `leave_out` stay behind. What was published there before is replaced.
+        `leave_out` stay behind. What was published there before is replaced; with `add`, only
+        where it is of the same runs, as a study that is done in several places needs.
 
         Raises
         ------
@@ -153,8 +159,9 @@ class Store:
             )
         target.mkdir(parents=True, exist_ok=True)
         kept = [record for record in self._records() if record.status != "failed"]
-        for old in set(target.glob("*.npz")) - {target / f"{r.key}.npz" for r in kept}:
-            old.unlink()
+        if not add:
+            for old in set(target.glob("*.npz")) - {target / f"{r.key}.npz" for r in kept}:
+                old.unlink()
         for each in kept:
             path = self.folder / f"{each.key}.npz"
             record = records.read(path)

@@ -248,7 +248,12 @@ class Study(Store):
         return (made.get("code_hash"), made.get("package_hash")) != (self.code, package_hash())
 
     def publish(
-        self, folder: str | Path, digits: int = 5, leave_out: Sequence[str] = ()
+        self,
+        folder: str | Path,
+        digits: int = 5,
+        leave_out: Sequence[str] = (),
+        *,
+        add: bool = False,
     ) -> Path:
         """As :meth:`Store.publish`; records made by other code are refused."""
         old = [record for record in self._records() if self._is_outdated(record)]
@@ -257,7 +262,7 @@ class Study(Store):
                 f"{len(old)} records of {self.name} were made by other code: run them again "
                 "before they are published"
             )
-        return super().publish(folder, digits, leave_out)
+        return super().publish(folder, digits, leave_out, add=add)
 
     def _read(self, key: str) -> Record:
         return records.read(self.folder / f"{key}.npz", arrays=False)

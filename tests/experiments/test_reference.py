@@ -45,13 +45,16 @@ def test_publishing_copies_all_stores_of_a_study(tmp_path):
     )
     (tmp_path / "publish.py").write_text(source)
 
-    def publish(study):
-        command = [sys.executable, tmp_path / "publish.py", tmp_path / "runs", study]
+    def publish(study, *options):
+        command = [sys.executable, tmp_path / "publish.py", tmp_path / "runs", study, *options]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = publish("99_study")
     assert done.stdout == "2 records in 99_networks\n2 records in 99_paths\n", done.stderr
     assert len(lc.Store(tmp_path / "ref" / "99_paths").table()) == 2
+    (tmp_path / "ref" / "99_paths" / "of_another_run.npz").touch()
+    assert publish("99_study", "--add").stdout.endswith("3 records in 99_paths\n")
+    assert publish("99_study").stdout == done.stdout
     missing = publish("97_study")
     assert "holds no records of 97_study: run it first" in missing.stderr
     assert missing.returncode == 1

@@ -868,7 +868,10 @@ def test_publishing_does_no_harm(tmp_path):
     other = lc.Study("square", square, tmp_path / "others")
     other.run(lc.grid(x=[3.0]), progress=False)
     other.publish(tmp_path / "shipped")  # replaces what was there
-    assert lc.Store(tmp_path / "shipped" / "square").table()["x"].tolist() == [3.0]
+    shipped = lc.Store(tmp_path / "shipped" / "square")
+    assert shipped.table()["x"].tolist() == [3.0]
+    study.publish(tmp_path / "shipped", add=True)
+    assert sorted(shipped.table()["x"]) == [1.0, 2.0, 3.0]
     changed = module(tmp_path / "c.py", "def square(x, power=2): return {'y': 0.0}").square
     with pytest.raises(ValueError, match="2 records of square were made by other code"):
         lc.Study("square", changed, tmp_path / "runs").publish(tmp_path / "shipped")
