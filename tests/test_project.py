@@ -84,3 +84,14 @@ def test_imports_go_one_way_and_drawing_stays_on_the_top_floor():
 def test_no_module_outgrows_its_room():
     for path in (ROOT / "landscape_core").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path.name
+
+
+def test_every_paper_that_is_cited_stands_in_the_references():
+    listed = (ROOT / "book" / "references.bib").read_text()
+    texts = [*(ROOT / "landscape_core").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    identifier = re.compile(
+        r"(?:arXiv:|arxiv\.org/abs/)(\d{4}\.\d{4,5})|doi(?:\.org/|:)(10\.\d{4,}/[\w./-]*\w)"
+    )
+    cited = {found for path in texts for found in identifier.findall(path.read_text())}
+    assert len(cited) > 40
+    assert {a or b for a, b in cited if (a or b) not in listed} == set()

@@ -68,13 +68,8 @@ class Visit:
         return self.page
 
     def read_to_the_end(self) -> None:
-        """Scroll through, and wait for what is drawn on the way."""
-        height = self.page.evaluate("document.body.scrollHeight")
-        for top in range(0, height, 600):
-            self.page.evaluate(f"window.scrollTo(0, {top})")
-            self.page.wait_for_timeout(30)
-        # A busy machine may paint no frame while the scroll passes a figure, and an unseen
-        # figure is rightly not drawn: each is brought into view before it is waited for.
-        for figure in self.page.query_selector_all(".landscape-live"):
-            figure.scroll_into_view_if_needed()
-            self.page.wait_for_function("e => e.dataset.ready", arg=figure, timeout=120_000)
+        """Bring into view what is drawn or fetched only then, and wait for it."""
+        for late in self.page.query_selector_all(".landscape-live, img[loading=lazy]"):
+            late.evaluate("e => e.scrollIntoView({block: 'center'})")
+            done = "e => e.dataset.ready || e.complete || !e.checkVisibility()"
+            self.page.wait_for_function(done, arg=late, timeout=120_000)
