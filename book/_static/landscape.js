@@ -104,6 +104,15 @@
   const mendLists = () =>
     document.querySelectorAll(".citation-list[role=list]").forEach((list) => list.removeAttribute("role"));
 
+  // An interval stands below its value: a row of five of them fits the page.
+  const mendTables = () =>
+    document.querySelectorAll("table.dataframe td").forEach((cell) => {
+      const [, value, interval] = cell.textContent.match(/^(\S+) (\(.+\))$/) || [];
+      if (!interval) return;
+      const below = Object.assign(document.createElement("span"), { className: "landscape-interval", textContent: interval });
+      cell.replaceChildren(value, " ", below);
+    });
+
   // A wide table or figure scrolls in its box; where something lies beyond the edge, the style says so.
   const fade = (selector) => {
     const mark = (box) =>
@@ -130,7 +139,7 @@
     });
   };
 
-  const begin = () => [start, mendLists, markOverflow, mendFormulas].forEach((each) => each());
+  const begin = () => [start, mendLists, mendTables, markOverflow, mendFormulas].forEach((each) => each());
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
   else begin();
 })();

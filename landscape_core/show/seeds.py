@@ -20,6 +20,7 @@ from landscape_core.show.picture import Picture
 from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 
 Columns = Mapping[str, str]  # what an axis says, with units, to the column it shows
+LETTERS = 66  # of the names below a row of panels, before they run into each other
 
 
 @styled
@@ -128,6 +129,8 @@ def plot_groups(
             )  # fmt: skip
         named, valued = (axes.yaxis, axes.xaxis) if lying else (axes.xaxis, axes.yaxis)
         named.set_ticks(places.to_numpy(), labels=ticks)
+        if not lying and sum(len(tick) + 2 for tick in ticks) > LETTERS / _columns(panels):
+            named.set_tick_params(rotation=45)
         named.set_minor_locator(NullLocator())
         named.set_label_text("" if lying else x)
         if lying:

@@ -73,6 +73,20 @@ def test_long_names_stand_beside_rows(table):
     assert left.get_xlabel() == "trace"
 
 
+@pytest.mark.parametrize("names", [("8", "16", "32"), ("64", "256", "512", "1024", "4096")])
+@pytest.mark.parametrize("panels", [1, 2, 3])
+def test_names_below_an_axis_do_not_run_into_each_other(names, panels):
+    rows = pd.DataFrame({"width": names, "trace": range(len(names))})
+    columns = {f"trace {i}": "trace" for i in range(panels)}
+    figure = lc.plot_groups(rows, columns, x="width").still
+    figure.canvas.draw()
+    for axes in figure.axes:
+        labels = axes.xaxis.get_ticklabels()
+        if labels[0].get_rotation() == 0:
+            boxes = [label.get_window_extent() for label in labels]
+            assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+
+
 def test_no_interval_is_drawn_from_two_runs(table):
     two = table[(table.lr == 0.1) & (table.seed < 2)]
     _, means, ends = bars(lc.plot_groups(two, {"trace": "trace"}, x="width").still.axes[0])
