@@ -1,5 +1,7 @@
 """Figures of studies show every run, the mean, and its interval."""
 
+from itertools import pairwise
+
 import matplotlib.colors as mcolors
 import numpy as np
 import pandas as pd
@@ -84,7 +86,7 @@ def test_names_below_an_axis_do_not_run_into_each_other(names, panels):
         labels = axes.xaxis.get_ticklabels()
         if labels[0].get_rotation() == 0:
             boxes = [label.get_window_extent() for label in labels]
-            assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+            assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
 def test_no_interval_is_drawn_from_two_runs(table):
