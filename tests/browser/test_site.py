@@ -160,20 +160,23 @@ def test_the_density_follows_its_slider(visit, width):
 
 @pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize(
-    ("chapter", "name"),
+    ("chapter", "name", "place"),
     [
-        ("03_sharpness", "factor"),
-        ("04_paths", "t"),
-        ("05_noise", "learning rate"),
-        ("07_fa_regularization", "weight"),
-        ("08_width", "setting"),
-        ("09_noise_regimes", "run"),
+        ("03_sharpness", "factor", 0),
+        ("04_paths", "t", 0),
+        ("05_noise", "learning rate", 0),
+        ("07_fa_regularization", "weight", 0),
+        ("08_width", "setting", 0),
+        ("09_noise_regimes", "run", 0),
+        ("10_resnet_vs_cnn", "network", 2),  # after two surfaces
     ],
 )
-def test_the_explorer_of_a_chapter_moves_by_keyboard_and_by_mouse(visit, chapter, name, width):
+def test_the_explorer_of_a_chapter_moves_by_keyboard_and_by_mouse(
+    visit, chapter, name, place, width
+):
     here = visit(viewport={"width": width, "height": 900})
     page = here.open(f"notebooks/{chapter}.html")
-    figure = page.locator(".landscape-live").first
+    figure = page.locator(".landscape-live").nth(place)
     figure.scroll_into_view_if_needed()
     page.wait_for_function("e => e.dataset.ready", arg=figure.element_handle(), timeout=120_000)
     label = figure.locator(".slider-container text", has_text=f"{name}: ").first
