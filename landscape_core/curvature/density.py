@@ -193,7 +193,7 @@ def spectral_density(
     References
     ----------
     S. Ubaru, J. Chen and Y. Saad 2017, doi:10.1137/16M1104974. T. Chen, T. Trogdon and S. Ubaru
-    2021, arXiv:2105.06595. G. Golub and G. Meurant 2010, doi:10.1515/9781400833884.
+    2021, arXiv:2105.06595. G. Golub and G. Meurant 2010, doi:10.1515/9781400833887.
 
     Examples
     --------
