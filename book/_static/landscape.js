@@ -107,7 +107,7 @@
   // An interval stands below its value: a row of five of them fits the page.
   const mendTables = () =>
     document.querySelectorAll("table.dataframe td").forEach((cell) => {
-      const [, value, interval] = cell.textContent.match(/^(\S+) (\(.+\))$/) || [];
+      const [, value, interval] = cell.textContent.match(/^(\S+) (\((?:.+ to .+|no interval.*)\))$/) || [];
       if (!interval) return;
       const below = Object.assign(document.createElement("span"), { className: "landscape-interval", textContent: interval });
       cell.replaceChildren(value, " ", below);
