@@ -95,7 +95,7 @@ class Estimate:
         error would be zero where all examples are right, however few they are.
 
         >>> print(Estimate.of_hits(torch.ones(100)))
-        1.00 ± 0.01
+        1.000 ± 0.013
         """
         found = cls.of(hits)
         count = found.samples + 4
