@@ -159,7 +159,7 @@ def fits(inputs: Any) -> Iterator[None]:
     """Say which inputs a forward pass, run inside, failed on."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as error:
         raise ValueError(
@@ -171,6 +171,8 @@ def fits(inputs: Any) -> Iterator[None]:
 def _shapes(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} of shape {tuple(value.shape)}"
+    if not isinstance(value, Mapping) and not is_tuple(value):
+        return type(value).__name__
     items = value.items() if isinstance(value, Mapping) else enumerate(value)
     return ", ".join(f"{key}: {_shapes(item)}" for key, item in items)
 
