@@ -39,7 +39,7 @@ def print_page(page: Path, target: Path) -> list[str]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         view = browser.new_page(color_scheme="light")
-        view.goto(page.resolve().as_uri())
+        view.goto(page.resolve().as_uri(), timeout=300_000)
         answers = "document.querySelectorAll('details:not(.hide)')"  # hidden code stays hidden
         view.evaluate(f"{answers}.forEach(each => each.open = true)")
         view.evaluate("document.querySelectorAll('.headerlink').forEach(each => each.remove())")
