@@ -21,9 +21,7 @@ def as_batches(batches: Any, place: Callable[[Any], Any]) -> list[Batch] | Itera
     if isinstance(batches, DataLoader):
         _check_loader(batches)
         return batches
-    if isinstance(batches, Mapping) or (
-        is_tuple(batches) and len(batches) == 2 and isinstance(batches[1], Tensor)
-    ):
+    if isinstance(batches, Mapping) or _is_one(batches):
         batches = [batches]
     if not isinstance(batches, Sequence) or isinstance(batches, str):
         raise TypeError(
@@ -33,18 +31,24 @@ def as_batches(batches: Any, place: Callable[[Any], Any]) -> list[Batch] | Itera
         )
     batches = [as_pair(batch) for batch in batches]
     for index, batch in enumerate(batches):
-        pair = is_tuple(batch) and len(batch) == 2 and isinstance(batch[1], Tensor)
-        if not pair or batch[1].ndim == 0:
-            raise TypeError(
-                f"batch {index} must be (inputs, targets) with a tensor of targets, "
-                f"got {_kinds(batch)}"
-            )
-        if isinstance(batch[0], Tensor) and batch[0].shape[:1] != batch[1].shape[:1]:
-            raise ValueError(
-                f"batch {index} must have a target to each input, got inputs of shape "
-                f"{tuple(batch[0].shape)} and targets of shape {tuple(batch[1].shape)}"
-            )
+        _check_pair(batch, index)
     return [(place(inputs), place(targets)) for inputs, targets in batches]
+
+
+def _is_one(value: Any) -> bool:
+    """Whether this is one batch: of a list of batches each part is a pair or a dict itself."""
+    if not is_tuple(value) or len(value) != 2:
+        return False
+    return isinstance(value[1], Tensor) or not isinstance(value[0], tuple | list | Mapping)
+
+
+def _check_pair(batch: Any, index: int) -> None:
+    pair = is_tuple(batch) and len(batch) == 2 and isinstance(batch[1], Tensor)
+    if not pair or batch[1].ndim == 0:
+        raise TypeError(
+            f"batch {index} must be (inputs, targets) with a tensor of targets, "
+            f"got {_kinds(batch)}"
+        )
 
 
 def _kinds(batch: Any) -> str:
@@ -75,6 +79,7 @@ def _check_loader(loader: DataLoader[Any]) -> None:
     torch.set_rng_state(state)
     if first is None:
         raise ValueError("the data are empty: at least one example is needed")
+    _check_pair(as_pair(first), 0)
     if not _same(first, again):
         raise ValueError(
             "the DataLoader gives other inputs each time it is read, so L(theta) would change "
@@ -159,13 +164,20 @@ def fits(inputs: Any) -> Iterator[None]:
     """Say which inputs a forward pass, run inside, failed on."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
+    except (NotImplementedError, RecursionError):  # not for want of other inputs
         raise
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, TypeError) as error:
+        if out_of_memory(error):
+            raise
         raise ValueError(
             f"the model must take the inputs of the data, got {_shapes(inputs)}, on which it "
             f"fails: {error}"
         ) from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this says that a device, or the machine, has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _shapes(value: Any) -> str:

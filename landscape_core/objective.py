@@ -40,6 +40,7 @@ from landscape_core.criteria import (
     check_callable,
     check_criterion,
     check_labels,
+    check_lengths,
     draws_nothing,
     split_loss,
     writes_nothing,
@@ -269,7 +270,7 @@ class Objective:
         losses, correct = [], []
         with torch.no_grad():
             for inputs, targets in self.batches():
-                with self._modes():
+                with self._modes(), fits(inputs):
                     outputs = self._outputs(parameters, inputs, statistics)
                 losses.append(split_loss(self.criterion, outputs, targets))
                 correct.append(hits(outputs, targets))
@@ -328,7 +329,7 @@ class Objective:
         with averaged(self.model) as begin:
             for inputs, targets in self.batches():
                 begin(len(targets))
-                with torch.no_grad(), self._modes(batch_statistics=True):
+                with torch.no_grad(), self._modes(batch_statistics=True), fits(inputs):
                     self._outputs(pieces, inputs, buffers)
         return buffers
 
@@ -363,7 +364,7 @@ class Objective:
         loss = correct = torch.zeros((), dtype=torch.float64, device=theta.device)
         count = labelled = 0
         for inputs, targets in self.batches():
-            with self._modes():
+            with self._modes(), fits(inputs):
                 outputs = forward(inputs)
             of_batch = self.criterion(outputs, targets)
             loss = loss + of_batch.double() * len(targets)
@@ -384,10 +385,11 @@ class Objective:
         several = (batch for batch in self.batches() if len(batch[1]) > 1)
         batch = next(several, None) or next(self.batches())
         leaf = self.theta.clone().requires_grad_()
-        with draws_nothing(self.space.device), writes_nothing(batch[0]), fits(batch[0]):
+        with draws_nothing(self.space.device), writes_nothing(batch[0]):
             statistics = self.statistics(self.theta)
-            with torch.enable_grad():
+            with torch.enable_grad(), fits(batch[0]):
                 outputs = self.batch_outputs(self.space.unflatten(leaf), batch[0], statistics)
+        check_lengths(outputs, batch[1])
         check_labels(self.criterion, outputs, batch[1])
         with torch.enable_grad():
             loss = self.output_loss(outputs, batch[1])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import norm as normal
 from scipy.stats import t as student_t
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class Estimate:
         The mean.
     stderr : float
         Its standard error: the standard deviation of the samples over the square root of their
-        number; ``nan`` for a single sample.
+        number; ``nan`` for a single sample. Of a proportion, see :meth:`of_hits`.
     samples : int
         Number of independent samples.
     matvecs : int
@@ -92,7 +93,8 @@ class Estimate:
 
         The standard error is sqrt(p (1 - p) / (m + 4)), with p after two more hits and two more
         misses (Agresti and Coull 1998, doi:10.1080/00031305.1998.10480550). Without them the
-        error would be zero where all examples are right, however few they are.
+        error would be zero where all examples are right, however few they are. The interval is
+        Wilson's: it is not symmetric about the value, and never leaves 0 to 1.
 
         >>> print(Estimate.of_hits(torch.ones(100)))
         1.000 ± 0.013
@@ -100,7 +102,7 @@ class Estimate:
         found = cls.of(hits)
         count = found.samples + 4
         share = (found.value * found.samples + 2) / count
-        return replace(found, stderr=math.sqrt(share * (1 - share) / count))
+        return _Proportion(found.value, math.sqrt(share * (1 - share) / count), found.samples)
 
     @property
     def relative_error(self) -> float:
@@ -111,8 +113,7 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Student's t interval that covers the true mean with probability `level`."""
-        if not 0 < level < 1:
-            raise ValueError(f"level must lie between 0 and 1, got {level}")
+        _check_level(level)
         if self.samples < 2:
             return -math.inf, math.inf
         half = float(student_t.ppf(0.5 + level / 2, self.samples - 1)) * self.stderr
@@ -125,12 +126,29 @@ class Estimate:
         return with_error(self.value, self.stderr)
 
 
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+
+
+class _Proportion(Estimate):
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval."""
+        _check_level(level)
+        squared = float(normal.ppf(0.5 + level / 2)) ** 2 / self.samples
+        middle = self.value + squared / 2
+        half = math.sqrt(squared * (self.value * (1 - self.value) + squared / 4))
+        low, high = (middle - half) / (1 + squared), (middle + half) / (1 + squared)
+        return max(low, 0.0), min(high, 1.0)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Loss and accuracy at one theta.
 
     The standard errors say how far the mean over another sample of as many examples from the
-    same distribution would typically lie; over the given examples both means are exact.
+    same distribution would typically lie (for the accuracy, see :meth:`Estimate.of_hits`); over
+    the given examples both means are exact.
 
     Attributes
     ----------

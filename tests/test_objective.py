@@ -18,6 +18,29 @@ def test_loss_and_gradient_are_those_of_all_examples_at_once(case):
     torch.testing.assert_close(objective.gradient(), expected, rtol=1e-9, atol=1e-13)
 
 
+def test_examples_need_not_lie_along_the_first_axis_of_the_inputs():
+    """As with a recurrent network of steps first, and with labels that are flattened."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps, self.head = nn.RNN(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.steps(x)[0][-1])
+
+    class Flat(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).flatten(0, 1)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(7, 6, 4), torch.randint(3, (42,))
+    for model, targets in ((Last(), y[:6]), (Flat(4, 3), y)):
+        objective = lc.Objective(model, F.cross_entropy, (x, targets))
+        expected = F.cross_entropy(model(x), targets).detach()
+        torch.testing.assert_close(objective.loss(), expected, check_dtype=False)
+
+
 def test_theta_is_a_copy_in_the_order_of_the_parameters(objective):
     flat = torch.cat([p.reshape(-1) for p in objective.model.parameters()])
     assert torch.equal(objective.theta, flat)
@@ -163,12 +186,65 @@ class TestBadInput:
             self.make(data=(torch.randn(6, 5), self.y))
 
     def test_targets_of_another_length(self):
-        with pytest.raises(ValueError, match=r"shape \(6, 4\) and targets of shape \(5,\)"):
+        with pytest.raises(ValueError, match=r"shape \(6, 3\) and targets of shape \(5,\)"):
             self.make(data=(self.x, self.y[:5]))
 
-    def test_arrays_of_numpy(self):
-        with pytest.raises(TypeError, match=r"tensor of targets, got \(Tensor, ndarray\)"):
-            self.make(data=[(self.x, self.y.numpy())])
+    def test_inputs_for_another_signature(self):
+        for inputs in ((self.x, self.x), {"input_ids": self.x}):
+            with pytest.raises(ValueError, match=r"must take the inputs .* on which it fails"):
+                self.make(data=[(inputs, self.y)])
+
+    def test_a_batch_that_does_not_fit_is_the_one_that_is_named(self):
+        good, bad = (self.x, self.y), (torch.randn(6, 5), self.y)
+        message = r"torch.float32 of shape \(6, 5\), on which it"
+        with pytest.raises(ValueError, match=message):
+            self.make(data=[good, bad]).evaluate()
+        model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
+        with pytest.raises(ValueError, match=message):
+            self.make(model, data=[good, bad], batchnorm="refresh")
+
+    def test_what_is_no_fault_of_the_inputs_keeps_its_name(self):
+        class Endless(nn.Linear):
+            def forward(self, x):
+                return self(x)
+
+        class Large(nn.Linear):
+            def forward(self, x):
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        class Bare(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w = nn.Parameter(torch.ones(3))
+
+        for kind, error in ((Endless, RecursionError), (Large, RuntimeError)):
+            with pytest.raises(error) as caught:
+                self.make(kind(4, 3))
+            assert "must take the inputs" not in str(caught.value)
+        with pytest.raises(NotImplementedError):
+            self.make(Bare())
+
+    def test_an_error_of_the_data_is_not_blamed_on_the_model(self):
+        class Lacking(TensorDataset):
+            def __getitem__(self, index):
+                raise KeyError("no such file")
+
+        with pytest.raises(KeyError, match="no such file"):
+            self.make(data=DataLoader(Lacking(self.x, self.y)))
+
+    @pytest.mark.parametrize(
+        ("change", "got"),
+        [
+            (lambda x, y: [(x, y.numpy())], r"\(Tensor, ndarray\)"),
+            (lambda x, y: (x.numpy(), y.numpy()), r"\(ndarray, ndarray\)"),
+            (lambda x, y: (x, y.tolist()), r"\(Tensor, list\)"),
+            (lambda x, y: DataLoader(x), "Tensor"),
+            (lambda x, y: DataLoader([{"inputs": a} for a in x]), "dict"),
+        ],
+    )
+    def test_targets_that_are_no_tensor(self, change, got):
+        with pytest.raises(TypeError, match=f"tensor of targets, got {got}"):
+            self.make(data=change(self.x, self.y))
 
     @pytest.mark.parametrize("shift", [-1, 1])
     def test_labels_without_an_output(self, shift):
@@ -179,6 +255,21 @@ class TestBadInput:
         good, bad = (self.x, self.y), (self.x, self.y + shift)
         with pytest.raises(ValueError, match=message):
             self.make(data=[good, bad]).loss()
+
+    def test_labels_of_pixels_without_an_output(self):
+        model, x = nn.Conv1d(4, 3, 1), torch.randn(6, 4, 5)
+        good = torch.arange(30).reshape(6, 5) % 3
+        with pytest.raises(ValueError, match="3 outputs, got labels from 0 to 7"):
+            self.make(model, data=[(x, good), (x, good.where(good < 2, 7))]).loss()
+        expected = F.cross_entropy(model(x), good).detach()
+        found = self.make(model, data=[(x, good)]).loss()
+        torch.testing.assert_close(found, expected, check_dtype=False)
+
+    def test_targets_in_another_order_of_axes(self):
+        model, x = nn.Conv1d(4, 5, 1), torch.randn(6, 4, 11)  # outputs (6, 5, 11)
+        with pytest.raises((ValueError, RuntimeError), match="target size") as caught:
+            self.make(model, data=(x, torch.full((6, 5), 7)))
+        assert "labels from" not in str(caught.value)
 
     def test_shuffling_loader(self):
         loader = DataLoader(TensorDataset(self.x, self.y), shuffle=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from landscape_core import Estimate, with_error
 
@@ -67,13 +68,23 @@ def test_one_sample_has_no_error_and_bad_input_is_refused():
         Estimate.of([1.0, 2.0]).interval(95)
 
 
-def test_the_interval_of_a_proportion_covers_where_nearly_all_are_right():
-    generator = torch.Generator().manual_seed(0)
-    truth, covered, seen = 0.97, 0, 0
-    for _ in range(1000):
-        found = Estimate.of_hits((torch.rand(60, generator=generator) < truth).double())
-        seen += found.value == 1
-        low, high = found.interval()
-        covered += low <= truth <= high
-    assert seen > 100
-    assert covered >= 0.92 * 1000
+@pytest.mark.parametrize("size", [10, 20, 60])
+def test_the_interval_of_a_proportion_covers_the_truth_wherever_it_lies(size):
+    """Exactly, from the binomial probabilities of every number of hits."""
+    hits = np.arange(size + 1)
+    intervals = [Estimate.of_hits(torch.arange(size) < h).interval() for h in hits]
+    low, high = np.array(intervals).T
+    assert low.min() == 0
+    assert high.max() == pytest.approx(1)
+    truths = np.linspace(0.5, 0.97, 48)
+    covered = [binom.pmf(hits, size, p)[(low <= p) & (p <= high)].sum() for p in truths]
+    assert np.mean(covered) > 0.945
+    assert min(covered) > 0.88
+
+
+def test_the_error_of_a_proportion_is_that_of_agresti_and_coull():
+    found = Estimate.of_hits(torch.tensor([1.0] * 9 + [0.0]))
+    assert found.value == pytest.approx(0.9)
+    assert found.stderr == pytest.approx((11 / 14 * 3 / 14 / 14) ** 0.5)
+    with pytest.raises(ValueError, match="between 0 and 1, got 95"):
+        found.interval(95)

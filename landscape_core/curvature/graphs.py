@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from landscape_core.backends import check_derivatives
-from landscape_core.batches import Batch
+from landscape_core.batches import Batch, out_of_memory
 from landscape_core.objective import Objective
 
 
@@ -167,8 +167,7 @@ def explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        exhausted = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text
-        if exhausted:
+        if out_of_memory(error):
             raise MemoryError(
                 "memory ran out during a product: lower memory_budget (0 keeps no graphs "
                 f"between products) or use smaller batches ({text.splitlines()[0]})"

@@ -324,7 +324,7 @@ def compare_groups(
     DataFrame
         One row to a group but the base, one column of :class:`Interval` to each of `columns`
         (see :func:`paired_difference`), and `n`, the number of pairs; a column `note` says
-        where they are few.
+        where they are few. Pairs with a missing value are left out of that column.
 
     Examples
     --------
@@ -349,12 +349,15 @@ def compare_groups(
         if key == base or both.empty:
             continue
         row: dict[str, Any] = {"n": len(both)}
+        fewest = len(both)
         for name in columns:
-            difference = paired_difference(
-                rows.loc[both, name], groups[base].loc[both, name], level
-            )
-            row[name] = replace(difference, note="", rows=len(both))
-        found[key] = row | {"note": _note(len(both))}
+            pairs = pd.DataFrame({"of": rows[name], "base": groups[base][name]}).dropna()
+            fewest = min(fewest, len(pairs))
+            row[name] = Interval(math.nan, math.nan, math.nan, 0, level)
+            if len(pairs):
+                difference = paired_difference(pairs["of"], pairs["base"], level)
+                row[name] = replace(difference, note="", rows=len(both))
+        found[key] = row | {"note": _note(fewest)}
     result = pd.DataFrame.from_dict(found, orient="index", columns=["n", *columns, "note"])
     result.index.name = by
     return result if result["note"].any() else result.drop(columns="note")

@@ -148,6 +148,11 @@ class Store:
         ------
         ValueError
             If the target is the store itself.
+
+        Warns
+        -----
+        UserWarning
+            If records that stay there were made by other code than these.
         """
         if isinstance(leave_out, str):
             raise TypeError(f"leave_out must be a list of names, got {leave_out!r}")
@@ -162,6 +167,7 @@ class Store:
         if not add:
             for old in set(target.glob("*.npz")) - {target / f"{r.key}.npz" for r in kept}:
                 old.unlink()
+        self._warn_of_others(target, kept)
         for each in kept:
             path = self.folder / f"{each.key}.npz"
             record = records.read(path)
@@ -172,6 +178,19 @@ class Store:
             }
             records.write(replace(record, arrays=arrays), target / path.name)
         return target
+
+    def _warn_of_others(self, target: Path, kept: Sequence[Record]) -> None:
+        """Say where records that stay were made by other code than those that come."""
+        codes = {record.provenance.get("code_hash") for record in kept}
+        keys = {record.key for record in kept}
+        stay = [each for each in Store(target)._records() if each.key not in keys]
+        other = sum(each.provenance.get("code_hash") not in codes for each in stay)
+        if kept and other:
+            warnings.warn(
+                f"{other} of the {len(stay)} records of {self.name} that stay were made by "
+                "other code than those that come: make sure that it computes the same",
+                stacklevel=3,
+            )
 
     def _complete(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         complete: dict[str, Any] = records.plain(dict(parameters), "of the run")

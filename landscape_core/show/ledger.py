@@ -159,7 +159,8 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
         least, most = bound
         if low <= most and high >= least:
             return best
-        around = (least / 2, 2 * most) if near is None else (least - near, most + near)
+        twice = min(least / 2, 2 * least), max(most / 2, 2 * most)
+        around = twice if near is None else (least - near, most + near)
         close = around[0] <= measured.value <= around[1]
         return "partly" if close else "not reproduced"
     sign = 1 if kind == "above" else -1
@@ -171,13 +172,23 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
 
 def _parts(rule: Mapping[str, Any]) -> tuple[str, Any, float | None]:
     """Kind, bound and margin of a rule."""
+    if not isinstance(rule, Mapping):
+        raise ValueError(f"a rule must be a mapping such as above: 0, got {rule!r}")
     kinds = [kind for kind in rule if kind != "near"]
     if len(kinds) != 1 or kinds[0] not in BOUNDS or ("near" in rule and kinds != ["between"]):
         got = " and ".join(map(repr, rule))
         raise ValueError(
             f"a rule must be one of {', '.join(BOUNDS)}, the last also with near, got {got}"
         )
-    return kinds[0], rule[kinds[0]], rule.get("near")
+    (kind,), near = kinds, rule.get("near")
+    bound = rule[kind]
+    between = kind == "between"
+    numbers = [*bound] if between and isinstance(bound, list | tuple) else [bound]
+    wanted = 2 if between else 1
+    real = all(isinstance(x, int | float) for x in [*numbers, 0 if near is None else near])
+    if len(numbers) != wanted or not real:
+        raise ValueError(f"the rule {kind} must have {wanted} numbers, got {dict(rule)!r}")
+    return kind, bound, near
 
 
 def written(rule: Mapping[str, Any]) -> str:
@@ -353,6 +364,15 @@ class _ReadOnce(Store):
 
 
 def _entry(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) -> Entry:
+    try:
+        return _judged(claim, open_store)
+    except KeyError as error:
+        raise ValueError(f"{claim.get('claim')!r}: {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{claim.get('claim')!r}: {error}") from error
+
+
+def _judged(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) -> Entry:
     told = {
         name: str(claim[name]).strip() for name in ("claim", "source", "explanation", "chapter")
     }
@@ -360,10 +380,11 @@ def _entry(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) -> 
         reason = contradiction(claim["inconsistent"])
         return Entry(measured=None, verdict="not well posed", rule=reason, scale="", **told)
     arguments, rule = dict(claim["measure"]), claim["rule"]
+    sentence = written(rule)
     name, store = arguments.pop("of"), open_store(arguments.pop("store"))
     if name not in MEASURES:
         known = ", ".join(MEASURES)
-        raise ValueError(f"{told['claim']!r}: measure must be one of {known}, got {name!r}")
+        raise ValueError(f"measure must be one of {known}, got {name!r}")
     sides = [arguments[side] for side in ("where", "base") if side in arguments]
     if not all(store.has(side) for side in sides):
         measured, scale = Interval(math.nan, math.nan, math.nan, 0), ""
@@ -373,7 +394,7 @@ def _entry(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) -> 
     return Entry(
         measured=measured,
         verdict=verdict(measured, rule),
-        rule=written(rule),
+        rule=sentence,
         scale=scale,
         **told,
     )

@@ -20,7 +20,7 @@ from landscape_core.show.picture import Picture
 from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 
 Columns = Mapping[str, str]  # what an axis says, with units, to the column it shows
-LETTERS = 66  # of the names below a row of panels, before they run into each other
+LETTERS = 66  # that fit below a row of panels
 
 
 @styled
@@ -129,7 +129,7 @@ def plot_groups(
             )  # fmt: skip
         named, valued = (axes.yaxis, axes.xaxis) if lying else (axes.xaxis, axes.yaxis)
         named.set_ticks(places.to_numpy(), labels=ticks)
-        if not lying and sum(len(tick) + 2 for tick in ticks) > LETTERS / _columns(panels):
+        if not lying and _run_together(ticks, places.to_numpy(), LETTERS // _columns(panels)):
             named.set_tick_params(rotation=45)
         named.set_minor_locator(NullLocator())
         named.set_label_text("" if lying else x)
@@ -265,6 +265,14 @@ def _places(values: pd.Series, logx: bool) -> tuple[pd.Series, list[str]]:
         at = (logs - logs[0]) / np.diff(logs).min()
     names = [f"{each:g}" if isinstance(each, float) else str(each) for each in known]
     return pd.Series(at, index=pd.Index(known)), names
+
+
+def _run_together(names: Sequence[str], places: np.ndarray, letters: int) -> bool:
+    """Whether neighbours overlap below an axis that is as wide as so many letters."""
+    unit = letters / (np.ptp(places) + 1)
+    halves = [len(name) / 2 + 1 for name in names]
+    needed = np.add(halves[1:], halves[:-1])
+    return bool((needed > np.diff(places) * unit).any())
 
 
 def _group(

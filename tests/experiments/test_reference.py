@@ -36,6 +36,10 @@ def half(x: int) -> dict:
     return {"y": x / 2, "curve": np.arange(3) / 7}
 
 
+def third(x: int) -> dict:
+    return {"y": x / 3, "curve": np.arange(3) / 7}
+
+
 def test_publishing_copies_all_stores_of_a_study(tmp_path):
     for name in ("99_networks", "99_paths", "98_other"):
         lc.Study(name, half, tmp_path / "runs").run(lc.grid(x=[1, 2]), progress=False)
@@ -58,3 +62,15 @@ def test_publishing_copies_all_stores_of_a_study(tmp_path):
     missing = publish("97_study")
     assert "holds no records of 97_study: run it first" in missing.stderr
     assert missing.returncode == 1
+
+
+def test_records_that_stay_although_other_code_made_them_are_counted(tmp_path):
+    first = lc.Study("99_study", half, tmp_path / "one")
+    second = lc.Study("99_study", third, tmp_path / "two")
+    first.run(lc.grid(x=[1, 2]), progress=False)
+    second.run(lc.grid(x=[2, 3]), progress=False)
+    first.publish(tmp_path, add=True)
+    first.publish(tmp_path, add=True)
+    with pytest.warns(UserWarning, match="1 of the 1 records of 99_study that stay were made"):
+        second.publish(tmp_path, add=True)
+    assert sorted(lc.Store(tmp_path / "99_study").table().y) == [0.5, 2 / 3, 1.0]

@@ -187,6 +187,13 @@ def test_groups_are_compared_over_pairs_of_one_seed():
     assert found.note.tolist() == ["", "one sample has no spread"]
     with pytest.raises(ValueError, match=r"base must be a value of lr, one of 0\.1, 0\.2"):
         lc.compare_groups(table, "lr", 1.0, ["loss"])
+    holes = table.assign(gap=table.loss.where(~((table.lr == 0.2) & (table.seed == 3))))
+    found = lc.compare_groups(holes, "lr", 0.1, ["loss", "gap"])
+    rest = [0, 1, 2, 4, 5]
+    expected = lc.paired_difference((base + change)[rest], base[rest])
+    assert found.loc[0.2, "gap"].value == pytest.approx(expected.value)
+    assert found.loc[0.2, "gap"].n == 5
+    assert found.loc[0.2, "loss"].n == found.loc[0.2, "n"] == 6
     twice = pd.concat([table, table.head(1)])
     with pytest.raises(ValueError, match="seed must differ within a group, but lr"):
         lc.compare_groups(twice, "lr", 0.1, ["loss"])

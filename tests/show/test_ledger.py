@@ -172,6 +172,34 @@ def test_a_wrong_file_is_named(reference, tmp_path):
             verdict(lc.Interval(1, 0, 2, 5), rule)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"rule": "above 1"}, "a rule must be a mapping such as above: 0, got 'above 1'"),
+        ({"rule": {"between": [1]}}, "the rule between must have 2 numbers"),
+        ({"rule": {"above": "x"}}, "the rule above must have 1 numbers"),
+        ({"rule": {"below": [1]}}, "the rule below must have 1 numbers"),
+        ({"source": None, "rule": None}, "a rule must be a mapping"),
+    ],
+)
+def test_what_is_wrong_with_an_entry_is_said_with_its_claim(reference, tmp_path, changed, told):
+    measure = {"of": "mean", "store": "study", "column": "accuracy", "where": {}}
+    with pytest.raises(ValueError, match=rf"'It helps\.': {told}"):
+        one(tmp_path, reference, **{"measure": measure} | changed)
+
+
+def test_a_missing_part_of_an_entry_is_named(reference, tmp_path):
+    with pytest.raises(ValueError, match=r"'It helps\.': 'rule' is missing"):
+        one(tmp_path, reference, measure={"of": "mean", "store": "study"})
+
+
+def test_a_factor_of_two_is_one_on_either_side_of_zero():
+    single = lc.Interval(-1.9, math.nan, math.nan, 1)
+    assert verdict(single, {"between": [-4, -2]}) == "partly"
+    assert verdict(single, {"between": [-40, -20]}) == "not reproduced"
+    assert verdict(lc.Interval(-7, math.nan, math.nan, 1), {"between": [-4, -2]}) == "partly"
+
+
 @pytest.mark.parametrize("claim", MEASURED, ids=lambda claim: claim["claim"])
 def test_every_number_of_the_ledger_comes_from_the_shipped_records(claim, tmp_path):
     """Recomputed after the records were copied and their order of writing changed."""

@@ -82,11 +82,33 @@ def test_names_below_an_axis_do_not_run_into_each_other(names, panels):
     columns = {f"trace {i}": "trace" for i in range(panels)}
     figure = lc.plot_groups(rows, columns, x="width").still
     figure.canvas.draw()
-    for axes in figure.axes:
-        labels = axes.xaxis.get_ticklabels()
-        if labels[0].get_rotation() == 0:
-            boxes = [label.get_window_extent() for label in labels]
-            assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+    askew = {axes.xaxis.get_ticklabels()[0].get_rotation() for axes in figure.axes}
+    assert askew == ({45} if len(names) == 5 and panels == 3 else {0})
+    if askew == {0}:
+        assert stand_apart(figure)
+
+
+@pytest.mark.parametrize("panels", [1, 2, 3])
+@pytest.mark.parametrize(
+    "values", [(0.001, 0.1, 0.12), (0.001, 0.0012, 0.1), (128, 192, 1024, 4096), (1, 10, 100)]
+)
+def test_numbers_below_a_logarithmic_axis_do_not_run_into_each_other(values, panels):
+    rows = pd.DataFrame({"weight": values, "trace": range(len(values))})
+    columns = {f"trace {i}": "trace" for i in range(panels)}
+    figure = lc.plot_groups(rows, columns, x="weight", logx=True).still
+    figure.canvas.draw()
+    askew = {axes.xaxis.get_ticklabels()[0].get_rotation() for axes in figure.axes}
+    assert askew == {45} or stand_apart(figure)
+    assert values != (1, 10, 100) or askew == {0}
+
+
+def stand_apart(figure):
+    """Whether no name below an axis touches the next."""
+    return all(
+        a.get_window_extent().x1 < b.get_window_extent().x0
+        for axes in figure.axes
+        for a, b in pairwise(axes.xaxis.get_ticklabels())
+    )
 
 
 def test_no_interval_is_drawn_from_two_runs(table):
