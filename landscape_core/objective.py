@@ -136,7 +136,7 @@ class Objective:
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """What the model has besides theta, by name: other parameters, and buffers."""
+        """Other parameters than those of theta, and buffers, by name."""
         return {**self._constants, **self._buffers}
 
     @property

@@ -105,13 +105,22 @@
     document.querySelectorAll(".citation-list[role=list]").forEach((list) => list.removeAttribute("role"));
 
   // An interval stands below its value: a row of five of them fits the page.
-  const mendTables = () =>
+  const mendTables = () => {
+    // A note that many rows share is said once, below the table.
+    document.querySelectorAll("table.dataframe").forEach((table) => {
+      if (table.tHead?.rows[0]?.lastElementChild?.textContent !== "note") return;
+      const texts = [...table.tBodies[0].rows].map((row) => row.lastElementChild.textContent);
+      [...table.rows].forEach((row) => row.lastElementChild.remove());
+      const said = [...new Set(texts)].filter(Boolean).join("; ");
+      if (said) table.after(Object.assign(document.createElement("p"), { className: "landscape-note", textContent: said + "." }));
+    });
     document.querySelectorAll("table.dataframe td").forEach((cell) => {
       const [, value, interval] = cell.textContent.match(/^(\S+) (\((?:.+ to .+|no interval.*)\))$/) || [];
       if (!interval) return;
       const below = Object.assign(document.createElement("span"), { className: "landscape-interval", textContent: interval });
       cell.replaceChildren(value, " ", below);
     });
+  };
 
   // A wide table or figure scrolls in its box; where something lies beyond the edge, the style says so.
   const fade = (selector) => {

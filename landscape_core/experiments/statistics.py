@@ -393,4 +393,6 @@ def _note(n: int, pairs: bool = False) -> str:
         return "two points always give 1 or -1"
     if n == 1:
         return "one sample has no spread"
+    if pairs and n < FEW:
+        return "too few pairs for one"
     return f"an interval from {n} samples is very uncertain" if n < FEW else ""

@@ -89,19 +89,29 @@ class Ledger:
         return {str(k): int(v) for k, v in self.table()["verdict"].value_counts().items()}
 
     def _repr_html_(self) -> str:
-        parts, source = [], ""
-        for entry in self.entries:
-            say, measured = html.escape, ""
+        say = html.escape
+        rows = "".join(
+            f'<tr><td><a href="#claim-{number}">{say(entry.claim)}</a></td>'
+            f"<td>{SIGNS[entry.verdict]} {say(entry.verdict)}</td></tr>"
+            for number, entry in enumerate(self.entries, 1)
+        )
+        parts = [
+            '<table class="dataframe lc-overview"><thead><tr><th scope="col">claim</th>'
+            f'<th scope="col">verdict</th></tr></thead><tbody>{rows}</tbody></table>'
+        ]
+        source = ""
+        for number, entry in enumerate(self.entries, 1):
+            measured, rule = "", "Rule" if entry.measured else "Why"
             if entry.measured is not None and math.isfinite(entry.measured.value):
                 measured = f"Measured: {say(str(entry.measured))}; {say(entry.scale)}<br>"
             if entry.source != source:
                 source = entry.source
                 parts.append(f"<h2>{say(source[0].upper() + source[1:])}</h2>")
             parts.append(
-                f'<div class="lc-claim"><h3>{say(entry.claim)}</h3>'
+                f'<div class="lc-claim" id="claim-{number}"><h3>{say(entry.claim)}</h3>'
                 f'<p><strong class="lc-verdict" data-verdict="{say(entry.verdict)}">'
                 f"{SIGNS[entry.verdict]} {say(entry.verdict)}</strong></p>"
-                f"<p>{measured}Rule: {say(entry.rule)}</p>"
+                f"<p>{measured}{rule}: {say(entry.rule)}</p>"
                 f"<p>{say(entry.explanation)} "
                 f'<a href="{say(entry.chapter)}">The figure</a>.</p></div>'
             )

@@ -60,7 +60,7 @@ class Picture:
 
     @property
     def alt(self) -> str:
-        """The still in words, for readers who do not see it: its axes, and what is drawn.
+        """The axes of the still and what is drawn, in words, for readers who do not see it.
 
         >>> figure = Figure()
         >>> axes = figure.subplots()

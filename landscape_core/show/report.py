@@ -284,7 +284,12 @@ def _lowest(summary: CurvatureSummary) -> str:
             "There are directions in which the loss bends down (smallest eigenvalue "
             f"{low:.3g}): the point is not a minimum of this loss, as is usual after training."
         )
-    return "No direction was found in which the loss clearly bends down."
+    if low < 0:
+        return (
+            f"No direction was found in which the loss bends down by more than the error of its "
+            f"curvature or a thousandth of the largest (smallest eigenvalue {low:.3g})."
+        )
+    return "No direction was found in which the loss bends down."
 
 
 def _rank(summary: CurvatureSummary) -> str:
