@@ -286,8 +286,8 @@ def _lowest(summary: CurvatureSummary) -> str:
         )
     if low < 0:
         return (
-            f"No direction was found in which the loss bends down by more than the error of its "
-            f"curvature or a thousandth of the largest (smallest eigenvalue {low:.3g})."
+            "No direction was found in which the loss bends down by more than its error or a "
+            f"thousandth of the largest curvature (smallest eigenvalue {low:.3g})."
         )
     return "No direction was found in which the loss bends down."
 
