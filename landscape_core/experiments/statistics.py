@@ -394,5 +394,5 @@ def _note(n: int, pairs: bool = False) -> str:
     if n == 1:
         return "one sample has no spread"
     if pairs and n < FEW:
-        return "too few pairs for one"
+        return "too few pairs for an interval"
     return f"an interval from {n} samples is very uncertain" if n < FEW else ""
