@@ -292,6 +292,8 @@ def summarize(
     result = pd.DataFrame.from_dict(rows, orient="index", columns=["n", *columns, "note"])
     if not result["note"].any():
         del result["note"]
+    if not rows and len(keys) > 1:
+        result.index = pd.MultiIndex.from_arrays([[] for _ in keys])
     result.index.names = keys if len(keys) > 1 else [keys[0]]
     return result
 

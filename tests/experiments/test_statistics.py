@@ -195,3 +195,11 @@ def test_groups_are_compared_over_pairs_of_one_seed():
     twice = pd.concat([table, table.head(1)])
     with pytest.raises(ValueError, match="seed must differ within a group, but lr"):
         lc.compare_groups(twice, "lr", 0.1, ["loss"])
+
+
+@pytest.mark.parametrize("by", ["width", ["width", "lr"]])
+def test_of_no_runs_there_are_no_groups(by):
+    nothing = pd.DataFrame({"width": [], "lr": [], "loss": []})
+    found = lc.summarize(nothing, by=by, columns=["loss"])
+    assert found.empty
+    assert list(found.index.names) == ([by] if isinstance(by, str) else by)
