@@ -56,21 +56,19 @@ def check_callable(criterion: Any) -> None:
         )
 
 
-def check_labels(criterion: Criterion, outputs: Any, targets: Tensor) -> None:
-    """Refuse class labels for which a cross-entropy has no output."""
-    kind, options = origin(criterion)
-    scores = isinstance(outputs, Tensor) and outputs.ndim > 1
-    if kind in LABELLED and scores and targets.shape == outputs.shape[:1] + outputs.shape[2:]:
-        check_range(targets, outputs.shape[1], options.get("ignore_index", -100))
-
-
-def check_lengths(outputs: Any, targets: Tensor) -> None:
-    """Refuse targets that are more or fewer than the outputs."""
-    if isinstance(outputs, Tensor) and outputs.shape[:1] != targets.shape[:1]:
+def check_targets(criterion: Criterion, outputs: Any, targets: Tensor) -> None:
+    """Refuse targets that are more or fewer than the outputs, and labels that have none."""
+    if not isinstance(outputs, Tensor):
+        return
+    if outputs.shape[:1] != targets.shape[:1]:
         raise ValueError(
             "the data must have a target to each output of the model, got outputs of shape "
             f"{tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
         )
+    kind, options = origin(criterion)
+    alike = outputs.ndim > 1 and targets.shape == outputs.shape[:1] + outputs.shape[2:]
+    if kind in LABELLED and alike:
+        check_range(targets, outputs.shape[1], options.get("ignore_index", -100))
 
 
 def check_range(labels: Tensor, classes: int, ignored: int) -> None:
@@ -176,7 +174,7 @@ class MeanCheck:
         alike = targets.shape[1:] == self._targets.shape[1:]
         if alike and isinstance(self._outputs, Tensor):  # as many outputs to each, then
             stand_in = self._outputs[:1].expand(len(targets), *self._outputs.shape[1:])
-            check_labels(self.criterion, stand_in, targets)
+            check_targets(self.criterion, stand_in, targets)
         if targets.shape[1:] != self._targets.shape[1:]:
             outputs = forward()
         else:

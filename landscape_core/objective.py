@@ -39,8 +39,7 @@ from landscape_core.criteria import (
     MeanCheck,
     check_callable,
     check_criterion,
-    check_labels,
-    check_lengths,
+    check_targets,
     draws_nothing,
     split_loss,
     writes_nothing,
@@ -389,8 +388,7 @@ class Objective:
             statistics = self.statistics(self.theta)
             with torch.enable_grad(), fits(batch[0]):
                 outputs = self.batch_outputs(self.space.unflatten(leaf), batch[0], statistics)
-        check_lengths(outputs, batch[1])
-        check_labels(self.criterion, outputs, batch[1])
+        check_targets(self.criterion, outputs, batch[1])
         with torch.enable_grad():
             loss = self.output_loss(outputs, batch[1])
             slope = None
