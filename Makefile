@@ -46,7 +46,7 @@ unit: install
 	pytest -n 2 --dist loadfile --durations 10 --ignore tests/browser
 
 notebooks: install
-	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 \
+	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile \
 	    -o addopts= -o filterwarnings=default notebooks
 
