@@ -177,7 +177,7 @@ def fits(inputs: Any) -> Iterator[None]:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether this says that a device, or the machine, has no more memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _shapes(value: Any) -> str:

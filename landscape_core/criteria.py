@@ -175,7 +175,7 @@ class MeanCheck:
         if alike and isinstance(self._outputs, Tensor):  # as many outputs to each, then
             stand_in = self._outputs[:1].expand(len(targets), *self._outputs.shape[1:])
             check_targets(self.criterion, stand_in, targets)
-        if targets.shape[1:] != self._targets.shape[1:]:
+        if not alike:
             outputs = forward()
         else:
             if targets[0].numel() == 1:

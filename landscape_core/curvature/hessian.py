@@ -89,7 +89,7 @@ class ObjectiveOperator(SymmetricOperator):
         if self._rewritten:
             try:
                 return self._graph(batch, index)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 raise
             except (RuntimeError, TypeError, ValueError):
                 self._rewritten = False  # a model that does more than pass through its layers
@@ -116,7 +116,7 @@ class ObjectiveOperator(SymmetricOperator):
             if self._batched:
                 try:
                     return self._products(rows, CHUNK).T
-                except torch.OutOfMemoryError:
+                except torch.cuda.OutOfMemoryError:
                     raise
                 except RuntimeError:  # a function of the model that cannot be batched
                     self._batched = False

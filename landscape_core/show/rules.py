@@ -59,10 +59,10 @@ def _parts(rule: Mapping[str, Any]) -> tuple[str, Any, float | None]:
     bound = rule[kind]
     between = kind == "between"
     numbers = [*bound] if between and isinstance(bound, list | tuple) else [bound]
-    wanted = 2 if between else 1
+    wanted = "two numbers" if between else "one number"
     real = all(isinstance(x, int | float) for x in [*numbers, 0 if near is None else near])
-    if len(numbers) != wanted or not real:
-        raise ValueError(f"the rule {kind} must have {wanted} numbers, got {dict(rule)!r}")
+    if len(numbers) != 1 + between or not real:
+        raise ValueError(f"the rule {kind} must have {wanted}, got {dict(rule)!r}")
     return kind, bound, near
 
 

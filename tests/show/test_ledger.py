@@ -176,9 +176,9 @@ def test_a_wrong_file_is_named(reference, tmp_path):
     ("changed", "told"),
     [
         ({"rule": "above 1"}, "a rule must be a mapping such as above: 0, got 'above 1'"),
-        ({"rule": {"between": [1]}}, "the rule between must have 2 numbers"),
-        ({"rule": {"above": "x"}}, "the rule above must have 1 numbers"),
-        ({"rule": {"below": [1]}}, "the rule below must have 1 numbers"),
+        ({"rule": {"between": [1]}}, "the rule between must have two numbers"),
+        ({"rule": {"above": "x"}}, "the rule above must have one number"),
+        ({"rule": {"below": [1]}}, "the rule below must have one number"),
         ({"source": None, "rule": None}, "a rule must be a mapping"),
     ],
 )
