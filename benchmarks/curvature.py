@@ -2,6 +2,7 @@
 
     python benchmarks/curvature.py                        # everything; hours on one CPU thread
     python benchmarks/curvature.py --models mlp-1024 --tasks product eigenpairs
+    python benchmarks/curvature.py --device cuda --tasks product --examples 1797
 
 Same process, same data, same weights, alternating order; medians over rounds. Results are
 written after every task, and a second run goes on where the first stopped. Calls of other
@@ -50,6 +51,8 @@ PLAIN, DEFLATED, BASIS = (80, 10), (40, 3), 60
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     """Wall time of a call, and what it returned."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     start = time.perf_counter()
     value = call()
     if torch.cuda.is_available():
@@ -69,13 +72,14 @@ class Bench:
 
     def __init__(self, name: str, options: argparse.Namespace, found: dict[str, Any]) -> None:
         self.options, self.found = options, found
-        self.model, self.batches = trained(name, options.examples)
+        self.model, self.batches = trained(name, options.examples, device=options.device)
         self.objective = lc.Objective(self.model, F.cross_entropy, self.batches)
         self.rivals = [make(self.model, self.batches) for make in RIVALS]
         found["n"] = self.objective.n
         found["batches"] = [len(y) for _, y in self.batches]
         self.hessian = lc.Hessian(self.objective)
-        self.v = torch.randn(self.objective.n, generator=torch.Generator().manual_seed(1))
+        v = torch.randn(self.objective.n, generator=torch.Generator().manual_seed(1))
+        self.v = v.to(options.device)
 
     def product(self) -> dict[str, Any]:
         """One product: kept graphs, fresh graphs, the other packages; and one gradient."""
@@ -359,8 +363,9 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         model = next(
             (x.split(":")[1].strip() for x in lines if x.startswith("model name")), model
         )
+    on_gpu = options.device == "cuda"
     return {
-        "processor": model,
+        "processor": torch.cuda.get_device_name() if on_gpu else model,
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "threads": torch.get_num_threads(),
@@ -395,7 +400,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         partial.replace(path)
 
     for name, call in {"density_errors": density_errors, "growth": growth}.items():
-        if name not in results:
+        if name not in results and options.device == "cpu":
             results[name] = call()
             save()
     for name in options.models:
@@ -421,12 +426,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--longest", type=float, default=60.0, help="seconds")
-    default = Path(__file__).parent / "results" / "curvature_cpu.json"
-    parser.add_argument("--out", default=str(default))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--out", help="default: the file of the device in results/")
     options = parser.parse_args()
+    results = Path(__file__).parent / "results"
+    options.out = options.out or str(results / f"curvature_{options.device}.json")
     torch.set_num_threads(options.threads)
-    results = run(options)
-    print(table.text(results))
+    # All packages multiply all bits of float32, so that they compute the same numbers.
+    torch.backends.cudnn.allow_tf32 = False
+    print(table.text(run(options)))
 
 
 if __name__ == "__main__":

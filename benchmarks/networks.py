@@ -107,12 +107,12 @@ def images(name: str, count: int) -> tuple[Tensor, Tensor]:
 
 
 def trained(
-    name: str, count: int, batch: int = 300, epochs: int = 2
+    name: str, count: int, batch: int = 300, epochs: int = 2, device: str = "cpu"
 ) -> tuple[nn.Module, Batches]:
     """Return the network after `epochs` of Adam, in eval mode, and its data, ragged."""
     torch.manual_seed(0)
-    model = NETWORKS[name]()
-    inputs, targets = images(name, count)
+    model = NETWORKS[name]().to(device)
+    inputs, targets = (part.to(device) for part in images(name, count))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(epochs):
         for rows in torch.randperm(len(targets)).split(64):

@@ -87,7 +87,8 @@ class PyHessian(Rival):
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.operator = hessian(model, F.cross_entropy, dataloader=batches, cuda=False)
+            on_gpu = next(model.parameters()).is_cuda
+            self.operator = hessian(model, F.cross_entropy, dataloader=batches, cuda=on_gpu)
         self.parameters = list(model.parameters())
 
     def product(self, v: Tensor) -> Tensor:

@@ -154,5 +154,7 @@ def geometry(path: Path = GEOMETRY) -> pd.DataFrame:
 
 def text(results: dict[str, Any]) -> str:
     """All tables, for a terminal."""
-    pieces = [products(results), tasks(results), memory(results), growth(results)]
+    whole = "growth" in results  # else products alone, as of a GPU
+    makers = [products, tasks, memory, growth] if whole else [products]
+    pieces = [make(results) for make in makers]
     return "\n\n".join(piece.to_string() for piece in pieces if len(piece))

@@ -1,9 +1,8 @@
 """The loss of a model over a data set as a function of one flat parameter vector, L(theta).
 
-Everything above this module sees a network only through an :class:`Objective`: Lanczos,
-slices, paths and weight noise are then the same arithmetic on vectors of n entries. The model
-is evaluated with :func:`torch.func.functional_call`, so no measurement changes its parameters,
-buffers, gradients or mode.
+Everything above this module sees a network only through an :class:`Objective`: Lanczos, paths
+and weight noise are then the same arithmetic on vectors of n entries. The model is evaluated
+by :func:`torch.func.functional_call`: its parameters, buffers and gradients never change.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader
 
-from landscape_core.backends import check_derivatives, check_model, modes, twice_differentiable
+from landscape_core import backends
 from landscape_core.batches import (
     Batch,
     as_batches,
@@ -105,9 +104,9 @@ class Objective:
         parameters: ParameterChoice = None,
         batchnorm: BatchNormPolicy = "eval",
     ) -> None:
-        check_model(model)
+        backends.check_model(model)
         check_callable(criterion)
-        check_derivatives(model)
+        backends.check_derivatives(model)
         self.model = model
         self.criterion = criterion
         self.batchnorm = batchnorm
@@ -177,8 +176,7 @@ class Objective:
 
     def loss(self, theta: Tensor | None = None) -> Tensor:
         """Mean loss over all examples at theta, a scalar tensor."""
-        total, _ = self._totals(self._at(theta), accuracy=False)
-        return total
+        return self._totals(self._at(theta), accuracy=False)[0]
 
     def accuracy(self, theta: Tensor | None = None) -> Tensor:
         """Fraction of all examples classified correctly at theta, a scalar tensor."""
@@ -218,7 +216,7 @@ class Objective:
     ) -> Tensor:
         """Gradient of the mean loss over one batch, shape (n,)."""
         leaf = theta.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), backends.full_precision(self.space.device):
             loss = self.batch_loss(leaf, batch, statistics)
             return torch.autograd.grad(loss, leaf)[0]
 
@@ -246,7 +244,7 @@ class Objective:
 
         `parameters` names and shapes the pieces of theta, as ``space.unflatten`` does.
         """
-        with self._modes(), twice_differentiable(self.model, self.space.device):
+        with self._modes(), backends.twice_differentiable(self.model, self.space.device):
             return self._outputs(parameters, inputs, statistics)
 
     def output_loss(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -274,8 +272,7 @@ class Objective:
                 losses.append(split_loss(self.criterion, outputs, targets))
                 correct.append(hits(outputs, targets))
         labelled = [of_batch for of_batch in correct if of_batch is not None]
-        complete = len(labelled) == len(correct)
-        return torch.cat(losses), torch.cat(labelled) if complete else None
+        return torch.cat(losses), torch.cat(labelled) if len(labelled) == len(losses) else None
 
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
         """Loss and accuracy at theta, each with its standard error over the examples."""
@@ -303,11 +300,13 @@ class Objective:
         per_example = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)
         for inputs, targets in self.batches():
             try:
-                yield per_example(theta, inputs, targets).detach()
+                with backends.full_precision(self.space.device):
+                    found = per_example(theta, inputs, targets).detach()
             except RuntimeError:  # vmap does not follow every layer, such as recurrent ones
-                rows = [take((inputs, targets), torch.tensor([i])) for i in range(len(targets))]
-                gradients = [self.batch_gradient(theta, row, statistics) for row in rows]
-                yield torch.stack(gradients)
+                rows = (take((inputs, targets), torch.tensor([i])) for i in range(len(targets)))
+                singles = [self.batch_gradient(theta, row, statistics) for row in rows]
+                found = torch.stack(singles)
+            yield found
 
     def statistics(self, theta: Tensor) -> dict[str, Tensor]:
         """Buffers that the model is to use at theta; empty where it keeps its own.
@@ -347,11 +346,10 @@ class Objective:
         state = {**self._constants, **parameters, **buffers}
         return logits_of(functional_call(self.model, state, *as_call(inputs)))
 
-    def _modes(self, batch_statistics: bool | None = None) -> AbstractContextManager[None]:
+    def _modes(self, batch_statistics: bool = False) -> AbstractContextManager[None]:
         """Put the layers in the mode of the policy, and back."""
-        if batch_statistics is None:
-            batch_statistics = self.batchnorm == "batch"
-        return modes(self.model, batch_statistics)
+        batch = batch_statistics or self.batchnorm == "batch"
+        return backends.modes(self.model, batch, self.space.device)
 
     @torch.no_grad()
     def _totals(

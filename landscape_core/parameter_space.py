@@ -78,10 +78,15 @@ class ParameterSpace:
         return torch.cat(pieces).to(self.dtype)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """Name and shape the pieces of theta; they are views of it."""
+        """Name and shape the pieces of theta: views of it, on a GPU copies.
+
+        Kernels of cuDNN read sixteen bytes at a time, where a view need not begin.
+        """
         # One split, not one slice per parameter: its derivative is one concatenation, where
         # every slice would fill a vector of n zeros.
         pieces = theta.split(self.sizes)
+        if theta.device.type == "cuda":
+            pieces = tuple(piece.clone() for piece in pieces)
         triples = zip(self.names, pieces, self.shapes, strict=True)
         return {name: piece.view(shape) for name, piece, shape in triples}
 

@@ -112,7 +112,7 @@ class ObjectiveOperator(SymmetricOperator):
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         rows = vectors.T.contiguous()  # (k, n)
-        with explained():
+        with explained(vectors.device):
             if self._batched:
                 try:
                     return self._products(rows, CHUNK).T
@@ -218,7 +218,7 @@ class Hessian(ObjectiveOperator):
             return super()._multiply(vectors)
         if self.matvecs == vectors.shape[1]:  # the first product
             check_losses(self._losses())
-        with explained():
+        with explained(vectors.device):
             columns = [self._difference(vectors[:, i]) for i in range(vectors.shape[1])]
         return torch.stack(columns, dim=1) if columns else vectors.clone()
 

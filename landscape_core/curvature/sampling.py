@@ -118,7 +118,7 @@ def sample_moments(
     else:
         count = 0
     if signs is None and earlier is not None:
-        rows.append(earlier)
+        rows.append(earlier.to(operator.device))  # a quadrature's, from the CPU
     while True:
         last = count >= probes
         if last or (enough and sum(map(len, rows)) >= (LEAST if signs is None else FEWER)):

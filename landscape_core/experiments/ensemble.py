@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from landscape_core.backends import full_precision
 from landscape_core.experiments.data import Images
 from landscape_core.experiments.history import EpochRecord, History, TrainConfig
 from landscape_core.experiments.seeding import seeded
@@ -97,7 +98,7 @@ class _Together:
         """All epochs."""
         config = self.configs[0]
         epochs = range(1, config.epochs + 1)
-        with seeded(config.seed, self.device):
+        with seeded(config.seed, self.device), full_precision(self.device):
             for epoch in progress_bar(epochs, unit="epoch", desc="ensemble", progress=progress):
                 start = time.perf_counter()
                 trained, rates = self._epoch(epoch)

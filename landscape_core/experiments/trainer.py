@@ -188,18 +188,29 @@ def picked_precision(model: nn.Module, precision: Precision) -> dict[str, Any]:
 
     ``"auto"`` picks bfloat16 and channels-last images for models with convolutions where the
     processor multiplies bfloat16 matrices itself (AVX-512 BF16 or AMX; CUDA from Ampere on),
-    channels last alone for convolutions on other processors, and float32 as it is for all other
-    models: perceptrons of ordinary width gain nothing on a CPU.
+    channels last alone for convolutions on other processors, unless they would be wrong there,
+    and float32 as it is for all other models: perceptrons of ordinary width gain nothing.
     """
-    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     if precision != "auto":
         return {"precision": precision, "channels_last": False}
     on_gpu = next(model.parameters()).device.type == "cuda"
     half = torch.cuda.is_bf16_supported() if on_gpu else _multiplies_bf16()
+    wrong = not on_gpu and any(map(_misread, convolutions))
     return {
-        "precision": "bf16" if half and convolves else "float32",
-        "channels_last": convolves,
+        "precision": "bf16" if half and convolutions else "float32",
+        "channels_last": bool(convolutions) and not wrong,
     }
+
+
+def _misread(convolution: nn.Conv2d) -> bool:
+    """Whether several CPU threads would make its gradient wrong with the channels last.
+
+    oneDNN writes past the working memory of a strided 1x1 convolution of few channels
+    (its issue 6035): gradients of weights then differ by tens of per cents from run to run.
+    """
+    small, strided = max(convolution.kernel_size) == 1, max(convolution.stride) > 1
+    return small and strided and convolution.in_channels < 16
 
 
 def _multiplies_bf16() -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from landscape_core.backends import full_precision
 from landscape_core.experiments.checkpoints import Checkpoint
 from landscape_core.experiments.data import Images
 from landscape_core.experiments.history import (
@@ -82,7 +83,7 @@ def train(
     saved = Checkpoint.of(checkpoint, trainer, data, callbacks)
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with seeded(config.seed, trainer.device):
+        with seeded(config.seed, trainer.device), full_precision(trainer.device):
             done = saved.restore(trainer, history, callbacks) if saved else 0
             bar = progress_bar(
                 total=config.epochs, initial=done, unit="epoch", desc="train",

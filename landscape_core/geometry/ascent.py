@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape_core.backends import full_precision
 from landscape_core.batches import Batch
 from landscape_core.curvature.probes import Seed, generator, probe
 from landscape_core.geometry.balls import Ball, Norm, Scaling
@@ -257,7 +258,7 @@ def _slope(
         gradient, loss, count = torch.zeros_like(theta), 0.0, 0
         leaf = theta.detach().requires_grad_()
         for batch in batches():
-            with torch.enable_grad():
+            with torch.enable_grad(), full_precision(theta.device):
                 of_batch = objective.batch_loss(leaf, batch, statistics)
                 gradient += torch.autograd.grad(of_batch, leaf)[0] * len(batch[1])
             loss += float(of_batch.detach()) * len(batch[1])

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from landscape_core.backends import full_precision
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.geometry.curves import Curve, CurveEpoch
 from landscape_core.geometry.paths import path_profile
@@ -99,7 +100,7 @@ def _step(
 ) -> float:
     """Put the gradients of one batch at one t into `bends`; return its loss."""
     leaf = curve(t).requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), full_precision(leaf.device):
         loss = objective.batch_loss(leaf, objective.sample(rows))
         (slope,) = torch.autograd.grad(loss, leaf)
     value = float(loss.detach())

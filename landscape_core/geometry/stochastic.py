@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape_core.backends import full_precision
 from landscape_core.curvature.operators import SymmetricOperator
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.geometry.noise import NoiseScale
@@ -179,7 +180,7 @@ def batch_sharpness(
     for _ in progress_bar(range(draws), desc="batches", unit="batch", progress=progress):
         batch = objective.sample(torch.randperm(count, generator=rng)[:batch_size])
         leaf = theta.clone().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), full_precision(theta.device):
             loss = objective.batch_loss(leaf, batch, statistics)
             (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
             fixed = slope.detach()
