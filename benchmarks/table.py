@@ -11,6 +11,7 @@ import pandas as pd
 RESIDUAL = 1e-3
 RIVALS = ["curvlinops", "hessian-eigenthings", "PyHessian"]
 CPU = Path(__file__).parent / "results" / "curvature_cpu.json"
+GPU = CPU.with_name("curvature_cuda.json")
 GEOMETRY = CPU.with_name("geometry_cpu.json")
 
 

@@ -42,6 +42,30 @@ def check_derivatives(model: nn.Module | None = None) -> None:
                 )
 
 
+def needs_channels_first(model: nn.Module) -> bool:
+    """Whether several CPU threads would make gradients wrong where the channels come last.
+
+    For a strided 1x1 convolution of few channels oneDNN writes past its working memory (its
+    issue 6035): gradients then differ by tens of per cents from run to run.
+    """
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and layer.weight.device.type == "cpu"
+        and max(layer.kernel_size) == 1 < max(layer.stride)
+        and layer.in_channels < 16
+        for layer in model.modules()
+    )
+
+
+def channels_first(value: torch.Tensor) -> torch.Tensor:
+    """A copy of images with the channels first in memory; other tensors as they are.
+
+    An image of one channel counts as contiguous in either order: its strides tell which.
+    """
+    last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    return value.clone(memory_format=torch.contiguous_format) if last else value
+
+
 def _keep_everything(*_: Any, **__: Any) -> Iterator[None]:
     yield
 

@@ -111,6 +111,7 @@ class Objective:
         self.criterion = criterion
         self.batchnorm = batchnorm
         self.space = ParameterSpace(model, parameters)
+        self._channels_first = backends.needs_channels_first(model)
         parameters_now = dict(model.named_parameters())
         self.theta = self.space.flatten(parameters_now)
         # Copies, so that what happens to the model afterwards does not change L(theta).
@@ -336,7 +337,8 @@ class Objective:
 
     def _place(self, value: Any) -> Any:
         """Move tensors to the model's device; half precision becomes theta's."""
-        return map_tensors(lambda x: move(x, self.space.device, self.space.dtype), value)
+        placed = map_tensors(lambda x: move(x, self.space.device, self.space.dtype), value)
+        return map_tensors(backends.channels_first, placed) if self._channels_first else placed
 
     def _outputs(
         self, parameters: Mapping[str, Tensor], inputs: Any, statistics: dict[str, Tensor]

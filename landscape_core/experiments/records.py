@@ -64,6 +64,13 @@ class Record:
         """The hash of the parameters, under which the record is filed."""
         return parameter_hash(self.parameters)
 
+    @property
+    def machine(self) -> str:
+        """Processor and device that made it, such as ``"AMD EPYC (x86_64)"``."""
+        made = self.provenance
+        device = str(made["device"])
+        return f"{made['processor']} ({device})" if made["processor"] else device
+
     def load_weights(self, model: nn.Module, name: str = "model") -> nn.Module:
         """Put the weights and buffers of a model that the run returned into `model`.
 

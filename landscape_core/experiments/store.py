@@ -99,10 +99,10 @@ class Store:
         """
         found = self._records()
         hours: dict[str, float] = {}
-        for made in (record.provenance for record in found):
+        for record in found:
+            made = record.provenance
             threads = "1 thread" if made["threads"] == 1 else f"{made['threads']} threads"
-            machine = f"{made['processor']} ({made['device']})"
-            where = f"{machine}, {threads}, torch {made['torch']}"
+            where = f"{record.machine}, {threads}, torch {made['torch']}"
             hours[where] = hours.get(where, 0.0) + made["seconds"] / 3600
         spent = "; ".join(f"{time:.1f} h on {where}" for where, time in hours.items())
         runs = "1 run" if len(found) == 1 else f"{len(found)} runs"

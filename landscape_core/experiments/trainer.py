@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape_core.backends import channels_first, needs_channels_first
 from landscape_core.experiments.data import Images, Split
 from landscape_core.experiments.history import Precision, TrainConfig
 from landscape_core.experiments.regularizers import Regularizer
@@ -50,6 +51,8 @@ class Trainer:
         inputs, targets = (x.to(self.device) for x in split)
         if self.picked["channels_last"]:
             inputs = inputs.to(memory_format=torch.channels_last)
+        elif needs_channels_first(self.model):
+            inputs = channels_first(inputs)
         return Split(inputs, targets)
 
     def epoch(self, epoch: int, after_step: Callable[[int], None]) -> list[float]:
@@ -191,26 +194,15 @@ def picked_precision(model: nn.Module, precision: Precision) -> dict[str, Any]:
     channels last alone for convolutions on other processors, unless they would be wrong there,
     and float32 as it is for all other models: perceptrons of ordinary width gain nothing.
     """
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if precision != "auto":
         return {"precision": precision, "channels_last": False}
     on_gpu = next(model.parameters()).device.type == "cuda"
     half = torch.cuda.is_bf16_supported() if on_gpu else _multiplies_bf16()
-    wrong = not on_gpu and any(map(_misread, convolutions))
     return {
-        "precision": "bf16" if half and convolutions else "float32",
-        "channels_last": bool(convolutions) and not wrong,
+        "precision": "bf16" if half and convolves else "float32",
+        "channels_last": convolves and not needs_channels_first(model),
     }
-
-
-def _misread(convolution: nn.Conv2d) -> bool:
-    """Whether several CPU threads would make its gradient wrong with the channels last.
-
-    oneDNN writes past the working memory of a strided 1x1 convolution of few channels
-    (its issue 6035): gradients of weights then differ by tens of per cents from run to run.
-    """
-    small, strided = max(convolution.kernel_size) == 1, max(convolution.stride) > 1
-    return small and strided and convolution.in_channels < 16
 
 
 def _multiplies_bf16() -> bool:

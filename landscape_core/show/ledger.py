@@ -254,10 +254,10 @@ class _ReadOnce(Store):
     def rows(self) -> pd.DataFrame:
         return super().table()
 
-    @cached_property
-    def machine(self) -> str:
-        made = self.find()[0].provenance
-        return str(made["processor"] or made["device"])
+    def machines(self, rows: pd.DataFrame) -> list[str]:
+        """Where these rows come from."""
+        keys = set(rows.key)
+        return sorted({record.machine for record in self.find() if record.key in keys})
 
     def table(self) -> pd.DataFrame:
         return self.rows
@@ -273,7 +273,7 @@ class _ReadOnce(Store):
             if name in rows:
                 values = [v if isinstance(v, str) else f"{v:,}" for v in rows[name].unique()]
                 told.append(text.format(" or ".join(values)))
-        return ", ".join([*told, self.machine])
+        return ", ".join([*told, " and ".join(self.machines(rows))])
 
 
 def _entry(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) -> Entry:

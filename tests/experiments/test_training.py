@@ -155,6 +155,47 @@ def test_auto_precision_picks_for_the_model_says_so_and_leaves_float32_weights(m
         assert history.picked == {"precision": "float32", "channels_last": False}
 
 
+@pytest.fixture
+def two_threads():
+    """Where some kernels of the CPU race."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_strided_shortcuts_of_few_channels_do_not_race(two_threads, channels, precision):
+    # oneDNN's gradient of a strided 1x1 convolution is wrong where the channels are last.
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(160, channels, 8, 8, generator=rng)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (160,), generator=rng)
+    data = lc.images((images[:120], labels[:120]), (images[120:], labels[120:]))
+    config = lc.TrainConfig(lr=0.05, batch_size=16, epochs=2, precision=precision)
+    weights = []
+    for _ in range(3):
+        model = lc.ResNet(data.input_shape, data.classes, width=7, blocks=1)
+        history = lc.train(model, data, config, progress=False)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert not history.picked["channels_last"]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    here = lc.Objective(model, F.cross_entropy, (images[:16], labels[:16]))
+    exact = lc.Objective(model.double(), F.cross_entropy, (images[:16].double(), labels[:16]))
+    for _ in range(3):
+        error = here.gradient().double() - exact.gradient()
+        assert error.norm() < 1e-4 * exact.gradient().norm()
+
+
+def test_channels_come_last_where_the_shortcuts_are_wide():
+    data = lc.load("digits", subset=(120, 30))
+    model = lc.ResNet(data.input_shape, data.classes, width=16, blocks=1)
+    config = lc.TrainConfig(epochs=1, precision="auto")
+    assert lc.train(model, data, config, progress=False).picked["channels_last"]
+
+
 def test_what_callbacks_return_stands_in_the_history():
     data = lc.load("digits", subset=(100, 50))
     model = lc.MLP(data.input_shape, data.classes, width=8)

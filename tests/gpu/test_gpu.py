@@ -50,7 +50,7 @@ every_network = pytest.mark.parametrize("name", ["CNN", "ResNet", "MLP"])
 def test_an_objective_is_the_same_function(name, batchnorm, data):
     here, there = both(name, data, batchnorm=batchnorm)
     assert float(there.loss()) == pytest.approx(float(here.loss()), rel=1e-9)
-    assert float(there.accuracy()) == float(here.accuracy())
+    assert float(there.accuracy()) == pytest.approx(float(here.accuracy()), rel=1e-12)
     assert relative(there.gradient(), here.gradient()) < 1e-8
     v = torch.randn(here.n, dtype=torch.float64)
     assert relative(lc.Hessian(there) @ v.cuda(), lc.Hessian(here) @ v) < 1e-7
@@ -127,16 +127,17 @@ def test_networks_trained_together_are_those_trained_alone(data):
             torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3)
 
 
-def test_weights_of_a_record_go_back_to_the_gpu(tmp_path, data):
-    def train(seed):
-        model = lc.MLP(SHAPE, 10, width=23, seed=seed).cuda()
-        lc.train(model, data, lc.TrainConfig(epochs=1, seed=seed), progress=False)
-        return {"model": model}
+def train_on_digits(seed):
+    data = lc.load("digits", subset=(100, 50))
+    model = lc.MLP(data.input_shape, 10, width=23, seed=seed).cuda()
+    history = lc.train(model, data, lc.TrainConfig(epochs=2, seed=seed), progress=False)
+    return {"model": model, "loss": history.epochs[-1].test_loss}
 
-    study = lc.Study("small", train, tmp_path)
-    record = study(seed=0)
-    model = record.load_weights(lc.MLP(SHAPE, 10, width=23, seed=5).cuda())
-    assert next(model.parameters()).is_cuda
-    x = data.test.inputs.cuda()
-    again = record.load_weights(lc.MLP(SHAPE, 10, width=23, seed=6).cuda())
-    assert torch.equal(model(x), again(x))
+
+def test_weights_of_a_record_go_back_to_the_gpu(tmp_path):
+    record = lc.Study("small", train_on_digits, tmp_path)(seed=0)
+    data = lc.load("digits", subset=(100, 50))
+    model = record.load_weights(lc.MLP(data.input_shape, 10, width=23, seed=5).cuda())
+    objective = lc.Objective(model, F.cross_entropy, data.test)
+    assert objective.theta.is_cuda
+    assert float(objective.loss()) == pytest.approx(record.scalars["loss"], rel=1e-5)
