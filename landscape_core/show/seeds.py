@@ -120,7 +120,7 @@ def plot_groups(
         rows = -(-len(grid) // _columns(panels))
         figure.set_size_inches(WIDTH, 0.6 + rows * (0.6 + 0.28 * len(ticks)))
         places = -places
-    for axes, (label, column) in zip(grid, panels.items(), strict=True):
+    for place, (axes, (label, column)) in enumerate(zip(grid, panels.items(), strict=True)):
         for index, (name, look) in enumerate(looks(str(name) for name, _ in groups).items()):
             moved = places + (index - (len(groups) - 1) / 2) * 0.25 / len(groups)
             _group(
@@ -139,7 +139,7 @@ def plot_groups(
         if label in log:
             (axes.set_xscale if lying else axes.set_yscale)("log")
             plain_log_ticks(valued)
-        if lying and axes is not grid[0]:
+        if lying and place % _columns(panels):  # named at the left end of the row
             named.set_ticklabels([])
     return _finished(figure, grid[0] if by else None, by or "")
 
