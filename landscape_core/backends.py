@@ -43,27 +43,30 @@ def check_derivatives(model: nn.Module | None = None) -> None:
 
 
 def needs_channels_first(model: nn.Module) -> bool:
-    """Whether several CPU threads would make gradients wrong where the channels come last.
+    """Whether several threads of an x86 CPU would make gradients wrong with the channels last.
 
     For a strided 1x1 convolution of few channels oneDNN writes past its working memory (its
-    issue 6035): gradients then differ by tens of per cents from run to run.
+    issue 6035): gradients then differ by tens of per cents from run to run. Convolutions that
+    are no layers, ``F.conv2d(x, w, stride=2)`` in a forward pass, are not seen.
     """
     return any(
         isinstance(layer, nn.Conv2d)
-        and layer.weight.device.type == "cpu"
         and max(layer.kernel_size) == 1 < max(layer.stride)
         and layer.in_channels < 16
+        and next(layer.parameters()).device.type == "cpu"
         for layer in model.modules()
     )
 
 
 def channels_first(value: torch.Tensor) -> torch.Tensor:
-    """A copy of images with the channels first in memory; other tensors as they are.
-
-    An image of one channel counts as contiguous in either order: its strides tell which.
-    """
-    last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
-    return value.clone(memory_format=torch.contiguous_format) if last else value
+    """Images with the channels first in memory; other tensors as they are."""
+    if value.ndim != 4:
+        return value
+    _, channels, height, width = value.shape
+    first = (channels * height * width, height * width, width, 1)
+    if value.stride() == first:
+        return value
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _keep_everything(*_: Any, **__: Any) -> Iterator[None]:
@@ -96,22 +99,36 @@ def twice_differentiable(model: nn.Module, device: torch.device) -> Iterator[Non
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Multiply all bits of float32 on a GPU, and add them up in the same order every time.
+    """Multiply all bits of float32 on a GPU, and have cuDNN add them up in one order.
 
     As it is set up, PyTorch rounds what a convolution multiplies to the ten bits of TF32: a
     product with the Hessian of a CNN of 1.8 million weights then errs by 3e-2, in all bits by
     2e-6 (H200). And cuDNN may add with atomics, so that a product differs from call to call.
+    Other atomics remain: in backward passes of adaptive pooling, interpolation and scattering.
     """
     if device.type != "cuda":
         yield
         return
     matmul = torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic
+    before: list[tuple[Any, str, Any]]
     try:
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = False, False, True
+        before = [(part, "allow_tf32", part.allow_tf32) for part in (cudnn, matmul)]
+        exact: Any = False
+    except RuntimeError:  # the user set them by the names that came with PyTorch 2.9
+        newer: Any = cudnn
+        parts = (matmul, newer.conv, newer.rnn)
+        before = [(part, "fp32_precision", part.fp32_precision) for part in parts]
+        exact = "ieee"
+    deterministic = cudnn.deterministic
+    try:
+        for part, name, _ in before:
+            setattr(part, name, exact)
+        cudnn.deterministic = True
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = before
+        for part, name, value in before:
+            setattr(part, name, value)
+        cudnn.deterministic = deterministic
 
 
 @contextmanager

@@ -208,3 +208,12 @@ def dense_gauss_newton(objective: lc.Objective) -> Tensor:
 def relative(found: Tensor, expected: Tensor) -> float:
     """Distance over the length of what is expected."""
     return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture
+def two_threads():
+    """Where some kernels of the CPU race."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from landscape_core.backends import check_derivatives, full_precision
+from landscape_core.backends import check_derivatives
 from landscape_core.batches import Batch, out_of_memory
 from landscape_core.objective import Objective
 
@@ -160,12 +160,11 @@ def check_losses(losses: list[Tensor]) -> None:
 
 
 @contextmanager
-def explained(device: torch.device) -> Iterator[None]:
-    """In full precision; what autograd or the allocator cannot do, in one sentence."""
+def explained() -> Iterator[None]:
+    """Say in one sentence what autograd or the allocator could not do."""
     check_derivatives()
     try:
-        with full_precision(device):
-            yield
+        yield
     except RuntimeError as error:
         text = str(error)
         if out_of_memory(error):

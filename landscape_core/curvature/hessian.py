@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from landscape_core.backends import full_precision
 from landscape_core.batches import Batch
 from landscape_core.curvature.graphs import PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
@@ -112,7 +113,7 @@ class ObjectiveOperator(SymmetricOperator):
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         rows = vectors.T.contiguous()  # (k, n)
-        with explained(vectors.device):
+        with explained(), full_precision(vectors.device):
             if self._batched:
                 try:
                     return self._products(rows, CHUNK).T
@@ -218,7 +219,7 @@ class Hessian(ObjectiveOperator):
             return super()._multiply(vectors)
         if self.matvecs == vectors.shape[1]:  # the first product
             check_losses(self._losses())
-        with explained(vectors.device):
+        with explained(), full_precision(vectors.device):
             columns = [self._difference(vectors[:, i]) for i in range(vectors.shape[1])]
         return torch.stack(columns, dim=1) if columns else vectors.clone()
 

@@ -40,6 +40,8 @@ class Trainer:
         self.picked = picked_precision(model, config.precision)
         if self.picked["channels_last"]:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif needs_channels_first(model):
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.data, self.test = self._placed(data.train), self._placed(data.test)
         self.optimizer = make_optimizer(model, config)
         self.order_rng = torch.Generator().manual_seed(config.seed)
@@ -192,7 +194,8 @@ def picked_precision(model: nn.Module, precision: Precision) -> dict[str, Any]:
     ``"auto"`` picks bfloat16 and channels-last images for models with convolutions where the
     processor multiplies bfloat16 matrices itself (AVX-512 BF16 or AMX; CUDA from Ampere on),
     channels last alone for convolutions on other processors, unless they would be wrong there,
-    and float32 as it is for all other models: perceptrons of ordinary width gain nothing.
+    and float32 as it is for all other models: perceptrons of ordinary width gain nothing on a
+    CPU.
     """
     convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if precision != "auto":

@@ -41,8 +41,10 @@ def train(
 ) -> History:
     """Train `model` in place, where it is (CPU or GPU), by minibatch cross-entropy.
 
-    On one CPU the same seeds give the same weights, bit for bit. A loss that turns nan or inf
-    ends the run, and the history says so; it raises nothing, so a sweep goes on.
+    On one machine the same seeds give the same weights, bit for bit. On a GPU, for that, all
+    bits of float32 are multiplied and cuDNN adds in one order, at some cost in speed. A loss
+    that turns nan or inf ends the run, and the history says so; it raises nothing, so a sweep
+    goes on.
 
     Parameters
     ----------

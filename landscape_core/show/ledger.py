@@ -254,10 +254,10 @@ class _ReadOnce(Store):
     def rows(self) -> pd.DataFrame:
         return super().table()
 
-    def machines(self, rows: pd.DataFrame) -> list[str]:
-        """Where these rows come from."""
-        keys = set(rows.key)
-        return sorted({record.machine for record in self.find() if record.key in keys})
+    @cached_property
+    def machines(self) -> dict[str, str]:
+        """The machine of each record, by its key."""
+        return {record.key: record.machine for record in self.find()}
 
     def table(self) -> pd.DataFrame:
         return self.rows
@@ -273,7 +273,8 @@ class _ReadOnce(Store):
             if name in rows:
                 values = [v if isinstance(v, str) else f"{v:,}" for v in rows[name].unique()]
                 told.append(text.format(" or ".join(values)))
-        return ", ".join([*told, " and ".join(self.machines(rows))])
+        machines = sorted({self.machines[key] for key in rows.key})
+        return ", ".join([*told, " and ".join(machines)])
 
 
 def _entry(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) -> Entry:

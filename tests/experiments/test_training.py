@@ -155,15 +155,6 @@ def test_auto_precision_picks_for_the_model_says_so_and_leaves_float32_weights(m
         assert history.picked == {"precision": "float32", "channels_last": False}
 
 
-@pytest.fixture
-def two_threads():
-    """Where some kernels of the CPU race."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_strided_shortcuts_of_few_channels_do_not_race(two_threads, channels, precision):
