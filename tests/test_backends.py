@@ -12,10 +12,12 @@ from landscape_core.backends import full_precision, needs_channels_first
 
 @pytest.mark.parametrize("newer", [False, True])
 def test_full_precision_forbids_tf32_and_gives_the_settings_back(newer):
-    if newer and not hasattr(cudnn, "conv"):
+    has_newer = hasattr(cudnn, "conv")
+    if newer and not has_newer:
         pytest.skip("this PyTorch has the older settings alone")
     legacy = cudnn.allow_tf32, cuda.matmul.allow_tf32, cudnn.deterministic
-    named = [(part, part.fp32_precision) for part in (cuda.matmul, cudnn.conv, cudnn.rnn)]
+    parts = (cuda.matmul, cudnn.conv, cudnn.rnn) if has_newer else ()
+    named = [(part, part.fp32_precision) for part in parts]
     try:
         if newer:  # beside these PyTorch refuses the older ones
             cudnn.conv.fp32_precision = cuda.matmul.fp32_precision = "tf32"
