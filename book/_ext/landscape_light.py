@@ -1,7 +1,8 @@
-"""Makes the built site light: small figures, and of thousands of icons those that are shown."""
+"""Makes the built site light: small figures, and of icons and widgets those that are shown."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 LIGHT = b"compressed for the site"
+STATE = re.compile(
+    r'(<script type="application/vnd\.jupyter\.widget-state\+json">)(.*?)</script>', re.DOTALL
+)
 ICONS = "_static/scripts/fontawesome.js"
 ICON = re.compile(
     r'(?:"(?P<quoted>[a-z0-9-]+)"|\b(?P<plain>[a-z0-9]+)):'  # its name
@@ -65,8 +69,31 @@ def leave_out_icons(app: Sphinx, error: Exception | None) -> None:
         raise ExtensionError(f"no icon of the site was found in {ICONS}")
 
 
+def leave_out_widgets(app: Sphinx, error: Exception | None) -> None:
+    """Keep the state of the widgets that a page shows, not of those whose output is left out."""
+    if error is not None or app.builder.name != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text()
+        state = STATE.search(text)
+        if state is None:
+            continue
+        kept = json.loads(state[2])
+        models = kept["state"]
+        shown, todo = set(), re.findall(r'"model_id": "([0-9a-f]+)"', text)
+        while todo:
+            model = todo.pop()
+            if model in models and model not in shown:
+                shown.add(model)
+                todo += re.findall(r"IPY_MODEL_([0-9a-f]+)", json.dumps(models[model]))
+        kept["state"] = {model: models[model] for model in models if model in shown}
+        small = json.dumps(kept).replace("</", "<\\/")
+        page.write_text(text[: state.start(2)] + small + text[state.end(2) :])
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it with Sphinx."""
     app.connect("build-finished", lighten_images)
     app.connect("build-finished", leave_out_icons)
+    app.connect("build-finished", leave_out_widgets)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
