@@ -70,7 +70,7 @@ def leave_out_icons(app: Sphinx, error: Exception | None) -> None:
 
 
 def leave_out_widgets(app: Sphinx, error: Exception | None) -> None:
-    """Keep the state of the widgets that a page shows, not of those whose output is left out."""
+    """Keep the state of the widgets that a page shows; the output of others is left out."""
     if error is not None or app.builder.name != "html":
         return
     for page in Path(app.outdir).rglob("*.html"):
