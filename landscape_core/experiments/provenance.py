@@ -46,8 +46,12 @@ def git_commit() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and the machine, as far as they bear on numbers and times."""
-    on_gpu = torch.cuda.is_available()
+    """Versions and the machine, as far as they bear on numbers and times.
+
+    The device is the GPU if this process holds memory there, or has held some since
+    :func:`forget_peak`; a GPU that stands idle beside a run has no part in its numbers.
+    """
+    on_gpu = _peak_on_gpu() > 0
     return {
         "package": version("landscape-core"),
         "package_hash": package_hash(),
@@ -71,10 +75,20 @@ def _processor() -> str:
     return platform.processor()
 
 
+def forget_peak() -> None:
+    """Begin to count the memory of the GPU anew, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_on_gpu() -> int:
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_initialized() else 0
+
+
 def peak_memory() -> int:
-    """Largest memory so far, in bytes: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    """Largest memory so far, in bytes: of the GPU if it was used, else of this process."""
+    if on_gpu := _peak_on_gpu():
+        return on_gpu
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count what the parent process had at its peak
         for line in status.read_text().splitlines():

@@ -16,7 +16,12 @@ from filelock import FileLock, Timeout
 
 from landscape_core.experiments import records
 from landscape_core.experiments.context import RunContext, current_run, running
-from landscape_core.experiments.provenance import environment, package_hash, peak_memory
+from landscape_core.experiments.provenance import (
+    environment,
+    forget_peak,
+    package_hash,
+    peak_memory,
+)
 from landscape_core.experiments.records import DamagedRecordError, Record, parameter_hash
 from landscape_core.experiments.seeding import seeded
 
@@ -100,8 +105,7 @@ def _done(task: Task) -> Record:
     around = current_run()
     inside = {(task.folder, task.key)} | (around.inside if around else frozenset())
     context = RunContext(_checkpoints(task), inside=frozenset(inside))
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak()
     start, begun = time.perf_counter(), time.time()
     try:
         # What a run draws without a seed depends on the run alone, not on those before it.

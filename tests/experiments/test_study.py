@@ -5,6 +5,7 @@ import importlib.util
 import math
 import multiprocessing
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -361,6 +362,22 @@ def test_provenance_names_code_machine_and_data(tmp_path):
                  "cores", "threads", "seconds", "peak_memory"):  # fmt: skip
         assert name in made, name
     assert made["peak_memory"] > 1e6
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_the_device_of_a_run_is_the_gpu_only_if_it_held_memory_there(
+    tmp_path, monkeypatch, used
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 4096 * used)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    study = lc.Study("used", greedy, tmp_path)
+    study.run([{"sizes": [1]}], progress=False)
+    made = study.record(sizes=[1]).provenance
+    assert made["device"] == ("a GPU" if used else platform.machine())
+    assert (made["peak_memory"] == 4096) == used
 
 
 def greedy(sizes: list, more: dict | None = None) -> dict:
