@@ -44,17 +44,19 @@ from landscape_core.experiments.regularizers import (
 )
 from landscape_core.experiments.statistics import (
     Interval,
-    compare_groups,
-    compare_runs,
     correlation,
-    correlations,
     holm,
     mean_interval,
     paired_difference,
-    summarize,
 )
 from landscape_core.experiments.store import Store, reference
 from landscape_core.experiments.study import StoreError, Study, grid
+from landscape_core.experiments.tables import (
+    compare_groups,
+    compare_runs,
+    correlations,
+    summarize,
+)
 from landscape_core.experiments.tracking import CurvatureTracker, WeightTracker
 from landscape_core.experiments.training import train
 from landscape_core.geometry.alignment import Alignment, align

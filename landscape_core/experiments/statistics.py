@@ -1,4 +1,4 @@
-"""Statistics for tables of runs: intervals over seeds, paired differences, correlations.
+"""Statistics over seeds: intervals, paired differences, correlations.
 
 Each says how many samples it stands on, and what so few of them cannot show.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import permutations
-from numbers import Number
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -78,9 +77,9 @@ def mean_interval(values: Values, level: float = 0.95) -> Interval:
     x = _finite(values, "values")
     n, mean = len(x), float(x.mean())
     if n < 2:
-        return Interval(mean, math.nan, math.nan, n, level, _note(n))
+        return Interval(mean, math.nan, math.nan, n, level, note_on(n))
     half = float(stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n, level, _note(n))
+    return Interval(mean, mean - half, mean + half, n, level, note_on(n))
 
 
 def paired_difference(
@@ -147,7 +146,7 @@ def correlation(
     }  # fmt: skip
     r = float(call[method](a, b).statistic)
     if n < FEW:
-        return Interval(r, math.nan, math.nan, n, level, _note(n, pairs=True))
+        return Interval(r, math.nan, math.nan, n, level, note_on(n, pairs=True))
     spread = {"pearson": 1.0, "spearman": 1 + r**2 / 2, "kendall": 0.437}[method]
     error = math.sqrt(spread / (n - (4 if method == "kendall" else 3)))
     if abs(r) > 1 - 1e-12:
@@ -157,58 +156,6 @@ def correlation(
     centre = math.atanh(r)
     low, high = math.tanh(centre - half), math.tanh(centre + half)
     return Interval(r, low, high, n, level, "")
-
-
-def correlations(
-    table: pd.DataFrame, xs: Sequence[str], ys: Sequence[str], method: Method = "spearman"
-) -> pd.DataFrame:
-    """Correlations of several columns with several others, corrected for their number.
-
-    Rows in which a value is missing or infinite are left out of the pair concerned. P-values of
-    fewer than eight rows come from all permutations.
-
-    Returns
-    -------
-    DataFrame
-        One row to a pair: x, y, r, low, high, n, p, and `p_holm`, which is to be compared with
-        0.05 when all pairs are looked at (Holm 1979, jstor.org/stable/4615733).
-    """
-    rows = []
-    xs, ys = _columns(table, xs), _columns(table, ys)
-    for x in xs:
-        for y in ys:
-            if x == y:
-                continue
-            pair = table[[x, y]].replace([math.inf, -math.inf], math.nan).dropna()
-            found = _correlation_of(pair, x, y, method)
-            rows.append({
-                "x": x, "y": y, "r": found.value, "low": found.low, "high": found.high,
-                "n": found.n, "p": _p_value(pair[x], pair[y], method), "note": found.note,
-            })  # fmt: skip
-    names = ["x", "y", "r", "low", "high", "n", "p", "note"]
-    result = pd.DataFrame(rows, columns=names)
-    result.insert(7, "p_holm", holm(result["p"]))
-    return result
-
-
-def _correlation_of(pair: pd.DataFrame, x: str, y: str, method: Method) -> Interval:
-    try:
-        numbers = pair.astype(float)
-    except (TypeError, ValueError):
-        raise ValueError(f"columns {x!r} and {y!r} must hold numbers") from None
-    if len(numbers):
-        return correlation(numbers[x], numbers[y], method)
-    return Interval(math.nan, math.nan, math.nan, 0, note="no row has both values")
-
-
-def _columns(table: pd.DataFrame, names: str | Sequence[str]) -> list[str]:
-    """Names of columns as a list; one that is not there is named."""
-    wanted = [names] if isinstance(names, str) else list(names)
-    for name in wanted:
-        if name not in table:
-            known = ", ".join(map(str, table))
-            raise ValueError(f"the table has no column {name!r}, only {known}")
-    return wanted
 
 
 def holm(p: Values) -> np.ndarray:
@@ -226,146 +173,8 @@ def holm(p: Values) -> np.ndarray:
     return corrected
 
 
-def compare_runs(table: pd.DataFrame, shipped: pd.DataFrame) -> pd.DataFrame:
-    """Differences between runs and earlier ones of the same parameters.
-
-    Parameters
-    ----------
-    table, shipped : DataFrame
-        As :meth:`Study.run` and :meth:`Store.table` return them.
-
-    Returns
-    -------
-    DataFrame
-        One row to a run that both have, by its key: how many numbers it has, how many of them
-        differ, and the largest relative difference, inf where only one of two is finite. Times
-        and texts are left out.
-    """
-    rows = {}
-    for key in [key for key in table["key"] if key in set(shipped["key"])]:
-        a, b = (t.set_index("key").loc[key] for t in (table, shipped))
-        names = [n for n in a.index if n in b.index and n not in ("seconds", "outdated")]
-        pairs = [(a[n], b[n]) for n in names if isinstance(a[n], Number)]
-        off = [_apart(x, y) for x, y in pairs if x != y and not (x != x and y != y)]
-        rows[key] = {
-            "numbers": len(pairs),
-            "different": len(off),
-            "largest": max(off, default=0.0),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _apart(x: Any, y: Any) -> float:
-    """The relative difference of two numbers that are not equal."""
-    if not (math.isfinite(x) and math.isfinite(y)):
-        return math.inf
-    return float(abs(x - y) / max(abs(x), abs(y)))
-
-
-def summarize(
-    table: pd.DataFrame, by: str | Sequence[str], columns: Sequence[str], level: float = 0.95
-) -> pd.DataFrame:
-    """Means over the rows of each group, such as seeds, with Student's intervals.
-
-    Returns
-    -------
-    DataFrame
-        One row to a group, one column of :class:`Interval` to each of `columns`, and `n`; a
-        column `note` says where groups are small. Missing values are left out.
-    """
-    keys, columns = _columns(table, by), _columns(table, columns)
-    if {"n", "note"} & {*keys, *columns}:
-        raise ValueError("columns must not be named n or note, which the result has itself")
-    rows = {}
-    for key, group in table.groupby(keys, dropna=False):
-        found: dict[str, Any] = {"n": len(group)}
-        for name in columns:
-            values = group[name].dropna()
-            nothing = Interval(math.nan, math.nan, math.nan, 0, level)
-            found[name] = (
-                replace(mean_interval(values, level), note="", rows=len(group))
-                if len(values)
-                else nothing
-            )
-        fewest = min((found[name].n for name in columns if found[name].n), default=0)
-        rows[key if len(keys) > 1 else key[0]] = found | {"note": _note(fewest)}
-    result = pd.DataFrame.from_dict(rows, orient="index", columns=["n", *columns, "note"])
-    if not result["note"].any():
-        del result["note"]
-    if not rows and len(keys) > 1:
-        result.index = pd.MultiIndex.from_arrays([[] for _ in keys])
-    result.index.names = keys if len(keys) > 1 else [keys[0]]
-    return result
-
-
-def compare_groups(
-    table: pd.DataFrame,
-    by: str,
-    base: Any,
-    columns: Sequence[str],
-    pair: str = "seed",
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """Every group minus one of them, over pairs of rows with the same seed.
-
-    Parameters
-    ----------
-    table : DataFrame
-        One row to a run.
-    by : str
-        The column that tells groups apart.
-    base : object
-        Its value in the group that is subtracted.
-    columns : sequence of str
-    pair : str
-        The column that makes pairs; in each group its values must differ.
-    level : float
-
-    Returns
-    -------
-    DataFrame
-        One row to a group but the base, one column of :class:`Interval` to each of `columns`
-        (see :func:`paired_difference`), and `n`, the number of pairs; a column `note` says
-        where they are few. Pairs with a missing value are left out of that column.
-
-    Examples
-    --------
-    >>> runs = pd.DataFrame({"lr": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "loss": [3, 4, 1, 2]})
-    >>> print(compare_groups(runs, "lr", 1, ["loss"]).loc[2, "loss"])
-    -2 (-2 to -2)
-    """
-    columns = _columns(table, columns)
-    _columns(table, [by, pair])
-    groups = {key: rows.set_index(pair)[columns] for key, rows in table.groupby(by, sort=False)}
-    if base not in groups:
-        known = ", ".join(map(str, groups))
-        raise ValueError(f"base must be a value of {by}, one of {known}, got {base!r}")
-    for key, rows in groups.items():
-        if rows.index.has_duplicates:
-            raise ValueError(
-                f"{pair} must differ within a group, but {by} = {key!r} repeats it"
-            )
-    found = {}
-    for key, rows in groups.items():
-        both = rows.index.intersection(groups[base].index)
-        if key == base or both.empty:
-            continue
-        row: dict[str, Any] = {"n": len(both)}
-        fewest = len(both)
-        for name in columns:
-            pairs = pd.DataFrame({"of": rows[name], "base": groups[base][name]}).dropna()
-            fewest = min(fewest, len(pairs))
-            row[name] = Interval(math.nan, math.nan, math.nan, 0, level)
-            if len(pairs):
-                difference = paired_difference(pairs["of"], pairs["base"], level)
-                row[name] = replace(difference, note="", rows=len(both))
-        found[key] = row | {"note": _note(fewest)}
-    result = pd.DataFrame.from_dict(found, orient="index", columns=["n", *columns, "note"])
-    result.index.name = by
-    return result if result["note"].any() else result.drop(columns="note")
-
-
-def _p_value(x: pd.Series, y: pd.Series, method: Method) -> float:
+def p_value(x: pd.Series, y: pd.Series, method: Method) -> float:
+    """Of a correlation; of fewer than eight pairs from all permutations."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
     call: Any = {
@@ -388,7 +197,8 @@ def _finite(values: Values | np.ndarray, name: str) -> np.ndarray:
     return x
 
 
-def _note(n: int, pairs: bool = False) -> str:
+def note_on(n: int, pairs: bool = False) -> str:
+    """What so few samples cannot show; nothing where there are enough."""
     if n == 0:
         return "no values"
     if pairs and n == 2:

@@ -92,6 +92,20 @@ def test_groups_are_summarized():
     assert both.loc[(16, 1), "loss"].value == 5
 
 
+def test_columns_go_under_the_names_that_a_dict_gives_them():
+    table = pd.DataFrame({"width": [8, 8, 16, 16], "seed": [0, 1, 0, 1], "loss": [1, 3, 5, 5]})
+    for found, means in [
+        (lc.summarize(table, "width", {"loss (nats)": "loss"}), {8: 2, 16: 5}),
+        (lc.compare_groups(table, "width", 8, {"loss (nats)": "loss"}), {16: 3}),
+    ]:
+        assert list(found)[:2] == ["n", "loss (nats)"]
+        assert {key: row.value for key, row in found["loss (nats)"].items()} == means
+    with pytest.raises(ValueError, match="the table has no column 'lass'"):
+        lc.summarize(table, "width", {"loss": "lass"})
+    with pytest.raises(ValueError, match="must not be named n or note"):
+        lc.summarize(table, "width", {"note": "loss"})
+
+
 def test_groups_of_none_are_groups_and_n_counts_what_is_there():
     table = pd.DataFrame({"clip": [None, None, 0.1, 0.1], "loss": [1.0, 2.0, 3.0, math.nan]})
     found = lc.summarize(table, "clip", "loss")
