@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 # The chapters' networks are small: two processes with one thread each beat the reverse.
 export OMP_NUM_THREADS ?= 1
@@ -24,7 +25,10 @@ pdf: install
 	jupyter-book build book --builder singlehtml -W --keep-going
 	python book/print_book.py _build/singlehtml/index.html _build/pdf
 
-test: install lint unit notebooks book browser
+# Notebooks are executed twice, by nbval and by the book: each on a core of its own.
+test: install lint unit
+	$(MAKE) --jobs 2 --output-sync=line notebooks book WORKERS=1
+	$(MAKE) browser
 
 install: $(VENV)/installed
 
@@ -47,7 +51,7 @@ unit: install
 
 notebooks: install
 	pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	    --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile \
+	    --nbval-sanitize-with tests/nbval_sanitize.cfg -n $(WORKERS) --dist loadfile \
 	    -o addopts= -o filterwarnings=default notebooks
 
 browser: book

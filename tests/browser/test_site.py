@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tomllib
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
@@ -80,8 +81,19 @@ def test_terms_lead_to_the_glossary(visit):
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_page_is_clean_self_contained_and_fits(visit, path):
+def test_page_is_clean_self_contained_light_and_fits(visit, path):
+    weights = {}
+
+    def weigh(response):
+        if "plotly.min.js" not in response.url:
+            body = response.body()
+            text = response.headers.get("content-type", "").startswith(
+                ("text/", "application/")
+            )
+            weights[response.url] = len(gzip.compress(body)) if text else len(body)
+
     here = visit(viewport={"width": 1400, "height": 900}, color_scheme="light")
+    here.page.on("requestfinished", lambda request: weigh(request.response()))
     page = here.open(path)
     for width, theme in [(1400, "light"), (1400, "dark"), (400, "dark"), (400, "light")]:
         page.set_viewport_size({"width": width, "height": 900})
@@ -91,6 +103,8 @@ def test_page_is_clean_self_contained_and_fits(visit, path):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert here.problems == []
     assert page.locator(".merror, .problematic, .MathJax_Error").count() == 0
+    heaviest = sorted(weights.items(), key=lambda item: -item[1])[:3]
+    assert sum(weights.values()) <= 2 * 2**20, heaviest
 
 
 @pytest.mark.parametrize("path", ["index.html", "notebooks/01_first_landscape.html"])
