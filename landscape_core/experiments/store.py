@@ -95,7 +95,8 @@ class Store:
         --------
         >>> import landscape_core as lc
         >>> print(lc.reference("09_noise_regimes").summary())
-        09_noise_regimes: ... runs, ... h on ..., ... thread..., torch ...
+        09_noise_regimes: ... runs
+          ... h on ..., ... thread..., torch ...
         """
         found = self._records()
         hours: dict[str, float] = {}
@@ -104,9 +105,9 @@ class Store:
             threads = "1 thread" if made["threads"] == 1 else f"{made['threads']} threads"
             where = f"{record.machine}, {threads}, torch {made['torch']}"
             hours[where] = hours.get(where, 0.0) + made["seconds"] / 3600
-        spent = "; ".join(f"{time:.1f} h on {where}" for where, time in hours.items())
         runs = "1 run" if len(found) == 1 else f"{len(found)} runs"
-        return f"{self.name}: {runs}" + (f", {spent}" if spent else "")
+        spent = [f"  {time:.1f} h on {where}" for where, time in hours.items()]
+        return "\n".join([f"{self.name}: {runs}", *spent])
 
     def arrays(self, **parameters: Any) -> dict[str, np.ndarray]:
         """The arrays of one run, by name."""

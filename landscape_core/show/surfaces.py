@@ -137,6 +137,7 @@ def plot_surface(
     marks: Marks | None = None,
     log: bool = True,
     ceiling: float | None = None,
+    view: tuple[float, float] = (-46.0, 30.0),
 ) -> Picture:
     """The loss over a plane as a surface: a page lets the reader turn it.
 
@@ -150,13 +151,15 @@ def plot_surface(
         Whether the height is the logarithm of the loss (base 10).
     ceiling : float or None
         Cut the surface off above this loss.
+    view : (float, float)
+        From where it is seen at first: degrees around it from direction 1, and degrees above.
     """
     loss = plane.loss if ceiling is None else np.minimum(plane.loss, ceiling)
     height = np.log10(np.maximum(loss, 1e-12)) if log else loss
     points = _marked(plane, height, marks or {})
     return Picture(
-        _still(plane, height, log, title, points),
-        _interactive(plane, height, log, title, points),
+        _still(plane, height, log, title, points, view),
+        _interactive(plane, height, log, title, points, view),
     )
 
 
@@ -172,7 +175,12 @@ def _marked(
 
 
 def _still(
-    plane: Plane, height: np.ndarray, log: bool, title: str, points: list[Any]
+    plane: Plane,
+    height: np.ndarray,
+    log: bool,
+    title: str,
+    points: list[Any],
+    view: tuple[float, float],
 ) -> Figure:
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes: Any = figure.add_subplot(projection="3d")
@@ -187,12 +195,17 @@ def _still(
     axes.set(xlabel="direction 1", ylabel="direction 2", zlabel=LOSS, title=title)
     if log:
         axes.set_zticks(*loss_ticks(height))
-    axes.view_init(elev=32, azim=-46)
+    axes.view_init(azim=view[0], elev=view[1])
     return figure
 
 
 def _interactive(
-    plane: Plane, height: np.ndarray, log: bool, title: str, points: list[Any]
+    plane: Plane,
+    height: np.ndarray,
+    log: bool,
+    title: str,
+    points: list[Any],
+    view: tuple[float, float],
 ) -> go.Figure:
     shown = [plane.loss] if plane.accuracy is None else [plane.loss, plane.accuracy]
     accuracy = "" if plane.accuracy is None else "<br>accuracy %{customdata[1]:.1%}"
@@ -217,6 +230,8 @@ def _interactive(
     figure = go.Figure(surface)
     for pin in _pins(points, height):
         figure.add_trace(pin)
+    around, above = np.radians(view)
+    eye = 2.1 * np.array([np.cos(around), np.sin(around), np.tan(above)]) * np.cos(above)
     line = {"color": GREY, "gridcolor": "rgba(128,128,128,0.35)", "zerolinecolor": GREY}
     axis = {**line, "showbackground": False}
     figure.update_layout(
@@ -225,7 +240,10 @@ def _interactive(
             "xaxis": {**axis, "title": {"text": "direction 1"}},
             "yaxis": {**axis, "title": {"text": "direction 2"}},
             "zaxis": {**axis, **ticks, "title": {"text": LOSS}},
-            "camera": {"eye": {"x": 1.3, "y": -1.35, "z": 0.95}, "center": {"z": -0.12}},
+            "camera": {
+                "eye": dict(zip("xyz", eye.tolist(), strict=True)),
+                "center": {"z": -0.12},
+            },
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
         },
         font={"color": GREY},
