@@ -82,12 +82,13 @@ def rerun_line(notebook: str, **only: Any) -> str:
     Examples
     --------
     >>> print(rerun_line("08_width", width=256, seed=0))
-    papermill notebooks/08_width.ipynb out.ipynb -f studies/08_width.yaml \
+    papermill notebooks/08_width.ipynb out.ipynb \
+        -f studies/08_width.yaml \
         -y 'only: {"width": 256, "seed": 0}'
     """
     which = shlex.quote(f"only: {json.dumps(only, ensure_ascii=False)}")
     source, parameters = f"notebooks/{notebook}.ipynb", f"studies/{notebook}.yaml"
-    return f"papermill {source} out.ipynb -f {parameters} \\\n    -y {which}"
+    return f"papermill {source} out.ipynb \\\n    -f {parameters} \\\n    -y {which}"
 
 
 def _check_value(
