@@ -62,10 +62,20 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def mean_interval(values: Values, level: float = 0.95) -> Interval:
+def mean_interval(
+    values: Values, level: float = 0.95, limits: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
     r"""The mean of independent samples, such as seeds, with Student's interval.
 
     .. math:: \bar x \pm t_{n-1}\, s / \sqrt n
+
+    Parameters
+    ----------
+    values : sequence of float
+    level : float
+        Of confidence.
+    limits : (float, float)
+        What no sample can be below or above, as 0 and 1 for a share; the interval ends there.
 
     Examples
     --------
@@ -75,11 +85,21 @@ def mean_interval(values: Values, level: float = 0.95) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     x = _finite(values, "values")
+    lowest, highest = limits
+    if x.min() < lowest or x.max() > highest:
+        raise ValueError(f"values must lie within {limits}, got {x.min():g} to {x.max():g}")
     n, mean = len(x), float(x.mean())
     if n < 2:
         return Interval(mean, math.nan, math.nan, n, level, note_on(n))
     half = float(stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n, level, note_on(n))
+    low, high = max(lowest, mean - half), min(highest, mean + half)
+    return Interval(mean, low, high, n, level, note_on(n))
+
+
+def limits_of(column: str, values: Values) -> tuple[float, float]:
+    """What the values of a column cannot pass: an accuracy is a share, unless in per cent."""
+    share = column.endswith("accuracy") and np.min(values) >= 0 and np.max(values) <= 1
+    return (0.0, 1.0) if share else (-math.inf, math.inf)
 
 
 def paired_difference(

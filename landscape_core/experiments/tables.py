@@ -15,6 +15,7 @@ from landscape_core.experiments.statistics import (
     Method,
     correlation,
     holm,
+    limits_of,
     mean_interval,
     note_on,
     p_value,
@@ -44,7 +45,8 @@ def summarize(
     -------
     DataFrame
         One row to a group, one column of :class:`Interval` to each of `columns`, and `n`; a
-        column `note` says where groups are small. Missing values are left out.
+        column `note` says where groups are small. Missing values are left out. Intervals of
+        columns whose names end in ``accuracy`` stay between 0 and 1.
     """
     keys, names = _columns(table, by), _named(table, columns)
     if {"n", "note"} & {*keys, *names}:
@@ -54,12 +56,10 @@ def summarize(
         found: dict[str, Any] = {"n": len(group)}
         for name, column in names.items():
             values = group[column].dropna()
-            nothing = Interval(math.nan, math.nan, math.nan, 0, level)
-            found[name] = (
-                replace(mean_interval(values, level), note="", rows=len(group))
-                if len(values)
-                else nothing
-            )
+            found[name] = Interval(math.nan, math.nan, math.nan, 0, level)
+            if len(values):
+                mean = mean_interval(values, level, limits_of(column, values))
+                found[name] = replace(mean, note="", rows=len(group))
         fewest = min((found[name].n for name in names if found[name].n), default=0)
         rows[key if len(keys) > 1 else key[0]] = found | {"note": note_on(fewest)}
     result = pd.DataFrame.from_dict(rows, orient="index", columns=["n", *names, "note"])

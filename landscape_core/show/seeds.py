@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from landscape_core.experiments.statistics import correlation, mean_interval
+from landscape_core.experiments.statistics import correlation, limits_of, mean_interval
 from landscape_core.show.picture import Picture
 from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 
@@ -248,7 +248,10 @@ def _over_seeds(part: pd.DataFrame, x: str, column: str, log: bool) -> pd.DataFr
         if not len(finite):
             rows[at] = (math.nan, math.nan, math.nan)
             continue
-        found = mean_interval(np.log(finite) if logs else finite)
+        if logs:
+            found = mean_interval(np.log(finite))
+        else:
+            found = mean_interval(finite, limits=limits_of(column, finite))
         ends = (found.low, found.high) if len(finite) > 2 else (found.value, found.value)
         rows[at] = tuple(np.exp([found.value, *ends])) if logs else (found.value, *ends)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])

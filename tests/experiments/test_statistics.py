@@ -92,6 +92,21 @@ def test_groups_are_summarized():
     assert both.loc[(16, 1), "loss"].value == 5
 
 
+def test_an_interval_ends_where_no_sample_can_be():
+    shares = [0.9, 1.0, 0.98]
+    free, cut = lc.mean_interval(shares), lc.mean_interval(shares, limits=(0, 1))
+    assert free.high > 1
+    assert (cut.value, cut.low, cut.high) == (free.value, free.low, 1)
+    with pytest.raises(ValueError, match=r"values must lie within \(0, 1\), got 0.9 to 1.2"):
+        lc.mean_interval([0.9, 1.2], limits=(0, 1))
+    table = pd.DataFrame({"width": [8] * 3, "test_accuracy": shares, "loss": shares})
+    found = lc.summarize(table, "width", {"accuracy": "test_accuracy", "loss": "loss"})
+    assert found.loc[8, "accuracy"].high == 1
+    assert found.loc[8, "loss"].high == free.high
+    cents = lc.summarize(table * 100, "width", ["test_accuracy"])
+    assert cents["test_accuracy"].iloc[0].high == pytest.approx(100 * free.high)
+
+
 def test_columns_go_under_the_names_that_a_dict_gives_them():
     table = pd.DataFrame({"width": [8, 8, 16, 16], "seed": [0, 1, 0, 1], "loss": [1, 3, 5, 5]})
     for found, means in [
