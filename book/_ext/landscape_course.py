@@ -4,6 +4,7 @@
    tagged ``gallery``; ``{colab}`notebooks/08_width` `` leads to the chapter in Colab.
 2. The list after "Afterwards you can" is framed, with what one needs beforehand.
 3. Each entry of the API names the chapters that use it.
+4. Attributes that share a line of a docstring get one each; initials begin no list.
 """
 
 from __future__ import annotations
@@ -120,11 +121,39 @@ def name_chapters(
         lines += ["", ".. container:: landscape-used", "", f"   Used in {linked}", ""]
 
 
+# --- 4. what Sphinx would misread in docstrings -----------------------------------------------
+
+NAMES = re.compile(r"(\s*:(?:ivar|vartype) )(\w+(?:, \w+)+)(:.*)")
+INITIAL = re.compile(r"^(\s*(?::[^:]+: )?)([A-Z]\.(?: |$))")
+
+
+def mend_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Give attributes that share a line one each, and keep initials from being list markers."""
+    mended: list[str] = []
+    rest = [INITIAL.sub(r"\1\\\2", line, count=1) for line in lines]
+    while rest:
+        shared = NAMES.fullmatch(line := rest.pop(0))
+        if not shared:
+            mended.append(line)
+            continue
+        head, names, text = shared.groups()
+        more = []
+        margin = head[: len(head) - len(head.lstrip())]
+        while rest and re.match(margin + r"\s+\S", rest[0]):
+            more.append(rest.pop(0))
+        for each in names.split(", "):
+            mended += [head + each + text, *more]
+    lines[:] = mended
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it with Sphinx."""
     app.add_directive("chapter-picture", ChapterPicture)
     app.add_role("colab", lead_to_colab)
     app.connect("doctree-read", frame_goals)
     app.connect("doctree-resolved", hang_pictures, priority=100)
+    app.connect("autodoc-process-docstring", mend_docstring, priority=800)
     app.connect("autodoc-process-docstring", name_chapters, priority=900)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
