@@ -27,7 +27,7 @@ pdf: install
 
 # Notebooks are executed twice, by nbval and by the book: each on a core of its own.
 test: install lint unit
-	$(MAKE) --jobs 2 --output-sync=line notebooks book WORKERS=1
+	$(MAKE) --jobs 2 notebooks book WORKERS=1
 	$(MAKE) browser
 
 install: $(VENV)/installed
