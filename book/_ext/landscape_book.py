@@ -34,6 +34,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = "launch-buttons"  # the theme's name for its menu of live services
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 STILLS = ("image/png", "image/jpeg")
+LOST = """<h1>Page not found</h1>
+<p>There is no page at this address. The <a href="{home}index.html">first page</a> leads to every
+chapter, and the <a href="{home}search.html">search</a> to every word of them.</p>
+"""
 
 
 # --- 1. outputs follow the package ------------------------------------------------------------
@@ -220,7 +224,9 @@ def set_repository(app: Sphinx, config: Any) -> None:
     config.html_theme_options["repository_url"] = project["urls"]["Repository"]
     site = project["urls"]["Documentation"]
     config.html_baseurl = config.ogp_site_url = site
-    config.notfound_urls_prefix = urlsplit(site).path  # the page is shown at any address
+    home = urlsplit(site).path
+    config.notfound_urls_prefix = home  # the page is shown at any address
+    config.notfound_context = {"title": "Page not found", "body": LOST.format(home=home)}
     for button in ("repository", "issues", "edit_page"):
         config.html_theme_options[f"use_{button}_button"] = True
     config.version = config.release = project["version"]

@@ -47,12 +47,15 @@
     layout.height = inner + margin.t + margin.b + slider;
   };
 
+  const isNarrow = (place) => place.clientWidth < 500;
+
   const draw = async (place) => {
     const figure = JSON.parse(place.querySelector("script").textContent);
     const plotly = await loadPlotly();
     const target = document.createElement("div");
+    target.className = "landscape-figure";
     place.append(target);
-    const narrow = place.clientWidth < 500;
+    const narrow = isNarrow(place);
     if (narrow) stack(figure);
     const layout = { ...figure.layout, autosize: true };
     delete layout.width;
@@ -65,6 +68,20 @@
     mirrorSliders(plotly, target, figure.layout.sliders || []);
     place.parentElement.classList.add("landscape-drawn");
     place.dataset.ready = "true";
+    redrawWhenTurned(plotly, place, target, narrow);
+  };
+
+  // A phone that is turned, a window made narrow: what stood side by side is stacked, or back.
+  const redrawWhenTurned = (plotly, place, target, narrow) => {
+    const watch = new ResizeObserver(() => {
+      if (!place.clientWidth || isNarrow(place) === narrow) return;
+      watch.disconnect();
+      delete place.dataset.ready;
+      plotly.purge(target);
+      place.querySelectorAll(".landscape-figure, .landscape-slider").forEach((part) => part.remove());
+      draw(place).catch((error) => console.error(error));
+    });
+    watch.observe(place);
   };
 
   // Plotly's sliders are only drawn. A real one beside each serves arrow keys and screen readers.

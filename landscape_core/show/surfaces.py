@@ -24,6 +24,13 @@ GREY = "#808080"  # legible on a white page and on a dark one
 MARK = "#d55e00"  # the colour-blind palette's vermilion
 ARROW = {"arrowstyle": "-|>", "color": "white", "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
 PLATE = {"boxstyle": "round,pad=0.2", "facecolor": "black", "alpha": 0.55, "linewidth": 0}
+NAME = {
+    "showarrow": False,
+    "yshift": 12,
+    "bgcolor": "rgba(0,0,0,0.55)",
+    "borderpad": 2,
+    "font": {"color": "white", "size": 12},
+}  # a plate again, on a surface that turns
 Marks = Mapping[str, tuple[float, float]]
 CENTRE: Marks = {"": (0.0, 0.0)}
 
@@ -165,12 +172,14 @@ def plot_surface(
 
 def _marked(
     plane: Plane, height: np.ndarray, marks: Marks
-) -> list[tuple[str, float, float, float]]:
-    """Each mark with the height of the nearest grid point."""
+) -> list[tuple[str, float, float, float, float]]:
+    """For each mark a pin that stands out of its pit: name, x, y, its foot and its head."""
+    top, bottom = float(height.max()), float(height.min())
     points = []
     for label, (x, y) in marks.items():
         i, j = np.abs(plane.y - y).argmin(), np.abs(plane.x - x).argmin()
-        points.append((label, x, y, float(height[i, j])))
+        foot = float(height[i, j])
+        points.append((label, x, y, foot, max(top, foot + 0.2 * (top - bottom))))
     return points
 
 
@@ -187,11 +196,10 @@ def _still(
     x, y = np.meshgrid(plane.x, plane.y)
     axes.computed_zorder = False  # what marks the surface is drawn over it
     axes.plot_surface(x, y, height, cmap=LANDSCAPE, rcount=80, ccount=80, linewidth=0)
-    top, bottom = float(height.max()), float(height.min())
-    for name, px, py, pz in points:
-        head = max(top, pz + 0.2 * (top - bottom))
-        axes.plot([px, px], [py, py], [pz, head], color=MARK, linewidth=1.5, zorder=50)
-        axes.text(px, py, head, name, fontsize=9, color=MARK, ha="center", zorder=51)
+    for name, px, py, foot, head in points:
+        axes.plot([px, px], [py, py], [foot, head], color=MARK, linewidth=1.5, zorder=50)
+        text = axes.text(px, py, head, name, fontsize=9, color="white", ha="center")
+        text.set(bbox=PLATE, zorder=51)
     axes.set(xlabel="direction 1", ylabel="direction 2", zlabel=LOSS, title=title)
     if log:
         axes.set_zticks(*loss_ticks(height))
@@ -228,8 +236,11 @@ def _interactive(
         ticks = {"tickvals": values, "ticktext": labels}
         surface.colorbar.update(ticks)
     figure = go.Figure(surface)
-    for pin in _pins(points, height):
+    for pin in _pins(points):
         figure.add_trace(pin)
+    names = [
+        {"x": x, "y": y, "z": head, "text": name, **NAME} for name, x, y, _, head in points
+    ]
     around, above = np.radians(view)
     eye = 2.1 * np.array([np.cos(around), np.sin(around), np.tan(above)]) * np.cos(above)
     line = {"color": GREY, "gridcolor": "rgba(128,128,128,0.35)", "zerolinecolor": GREY}
@@ -245,6 +256,7 @@ def _interactive(
                 "center": {"z": -0.12},
             },
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
+            "annotations": names,
         },
         font={"color": GREY},
         paper_bgcolor="rgba(0,0,0,0)",
@@ -255,26 +267,21 @@ def _interactive(
     return figure
 
 
-def _pins(points: list[Any], height: np.ndarray) -> list[go.Scatter3d]:
-    """Mark points on a surface by pins that stand out of its pits, named at their heads."""
-    top = float(height.max())
-    pins = []
-    for name, x, y, z in points:
-        pin = go.Scatter3d(
+def _pins(points: list[Any]) -> list[go.Scatter3d]:
+    """Lines that mark points on a surface."""
+    return [
+        go.Scatter3d(
             x=[x, x],
             y=[y, y],
-            z=[z, max(top, z + 0.2 * (top - float(height.min())))],
-            text=["", name],
-            mode="lines+markers+text",
-            textposition="top center",
-            textfont={"color": MARK, "size": 13},
+            z=[foot, head],
+            mode="lines+markers",
             line={"color": MARK, "width": 3},
             marker={"color": MARK, "size": [4, 2]},
             hoverinfo="skip",
             showlegend=False,
         )
-        pins.append(pin)
-    return pins
+        for _, x, y, foot, head in points
+    ]
 
 
 def loss_ticks(height: np.ndarray) -> tuple[list[float], list[str]]:

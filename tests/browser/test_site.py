@@ -65,7 +65,7 @@ def test_a_shared_link_has_a_picture_of_its_own(visit):
 def test_a_lost_address_leads_back(visit):
     here = visit()
     page = here.open("404.html")
-    page.locator("a[href$='index.html']").first.click()
+    page.locator("article a[href$='index.html']").click()
     page.wait_for_load_state("networkidle")
     assert "geometry of loss landscapes" in page.locator("h1").first.text_content()
     assert here.problems == []
@@ -210,6 +210,26 @@ def test_the_explorer_of_a_chapter_moves_by_keyboard_and_by_mouse(
     seen.append((label.text_content(), figure.screenshot()))
     labels, pictures = zip(*seen, strict=True)
     assert len(set(labels)) == len(set(pictures)) == 3
+    assert here.problems == []
+
+
+def test_an_explorer_is_stacked_when_a_page_becomes_narrow_and_set_side_by_side_again(visit):
+    here = visit(viewport={"width": 1400, "height": 900})
+    page = here.open("notebooks/05_noise.html")
+    figure = page.locator(".landscape-live").first
+    figure.scroll_into_view_if_needed()
+    shape = (
+        "e => { const l = e.dataset.ready && e.querySelector('.js-plotly-plot')._fullLayout;"
+        "return l ? l.height > l.width : null; }"
+    )
+    for width, stacked in [(1400, False), (400, True), (1400, False)]:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_function(
+            f"e => ({shape})(e) === {str(stacked).lower()}",
+            arg=figure.element_handle(),
+            timeout=60_000,
+        )
+        assert figure.get_by_role("slider").count() == 1
     assert here.problems == []
 
 
