@@ -35,8 +35,8 @@ LAUNCH = "launch-buttons"  # the theme's name for its menu of live services
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 STILLS = ("image/png", "image/jpeg")
 LOST = """<h1>Page not found</h1>
-<p>There is no page at this address. The <a href="{home}index.html">first page</a> leads to every
-chapter, and the <a href="{home}search.html">search</a> to every word of them.</p>
+<p>There is no page at this address. The <a href="{home}index.html">first page</a> leads to
+every chapter, and the <a href="{home}search.html">search</a> to every word of them.</p>
 """
 
 
