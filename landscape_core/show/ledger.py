@@ -266,14 +266,15 @@ class _ReadOnce(Store):
         """Whether there are records with these values."""
         return self.folder.is_dir() and len(_rows(self.rows, some)) > 0
 
-    def scale(self, where: Where) -> str:
-        """Data, images, epochs and machine of the records with these values."""
+    def scale(self, where: Where, *others: Where) -> str:
+        """Data, images and epochs of the records with these values, machines of all."""
         rows, told = _rows(self.rows, where), []
         for name, text in SCALE.items():
             if name in rows:
                 values = [v if isinstance(v, str) else f"{v:,}" for v in rows[name].unique()]
                 told.append(text.format(" or ".join(values)))
-        machines = sorted({self.machines[key] for key in rows.key})
+        keys = {key for side in (where, *others) for key in _rows(self.rows, side).key}
+        machines = sorted({self.machines[key] for key in keys})
         return ", ".join([*told, " and ".join(machines)])
 
 
@@ -304,7 +305,7 @@ def _judged(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) ->
         measured, scale = Interval(math.nan, math.nan, math.nan, 0), ""
     else:
         measured = MEASURES[name](store, **arguments)
-        scale = store.scale(arguments["where"])
+        scale = store.scale(*sides)
     return Entry(
         measured=measured,
         verdict=verdict(measured, rule),
