@@ -257,7 +257,7 @@ class _ReadOnce(Store):
     @cached_property
     def machines(self) -> dict[str, str]:
         """The machine of each record, by its key."""
-        return {record.key: record.machine for record in self.find()}
+        return {record.key: record.machine for record in self._records()}
 
     def table(self) -> pd.DataFrame:
         return self.rows
