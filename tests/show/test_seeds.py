@@ -192,11 +192,11 @@ def test_a_table_without_runs_gives_a_figure_that_says_so(empty):
 def test_numbers_below_narrow_logarithmic_panels_do_not_touch(decades):
     x = np.geomspace(0.008, 0.008 * 10**decades, 12)
     table = pd.DataFrame({"x": x, "y": x})
-    figure = lc.plot_scatter(table, {name: "x" for name in "abc"}, y=("loss", "y")).still
+    figure = lc.plot_scatter(table, dict.fromkeys("abc", "x"), y=("loss", "y")).still
     figure.canvas.draw()
     for panel in figure.axes:
         low, high = panel.get_xlim()
         places = zip(panel.get_xticks(), panel.get_xticklabels(), strict=True)
         boxes = [t.get_window_extent() for at, t in places if low <= at <= high]
         assert len(boxes) >= 2
-        assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
