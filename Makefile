@@ -54,10 +54,9 @@ notebooks: install
 	    --nbval-sanitize-with tests/nbval_sanitize.cfg -n $(WORKERS) --dist loadfile \
 	    -o addopts= -o filterwarnings=default notebooks
 
-# A page often waits (for its network to be idle, for a transition): three keep two cores busy.
 browser: book
 	sh tests/browser/find_chromium.sh
-	pytest -n 3 --durations 10 tests/browser
+	pytest -n 2 --durations 10 tests/browser
 
 # Runs that are finished are kept in runs/, so that it can be interrupted and called again.
 reference: install
