@@ -103,3 +103,13 @@ def test_a_picture_tells_its_axes_panels_and_colours_in_words():
     surface = lc.plot_surface(plane)
     assert surface.alt.startswith("loss (nats) over direction 1 and direction 2")
     assert surface.keep_colours
+
+
+def test_marks_on_a_surface_have_their_names_at_the_heads_of_their_pins(results):
+    picture = lc.plot_surface(results["plane"], marks={"here": (0, 0), "there": (0.5, 0.5)})
+    scene, pins = picture.interactive.layout.scene, picture.interactive.data[1:]
+    assert [name.text for name in scene.annotations] == ["here", "there"]
+    for name, pin in zip(scene.annotations, pins, strict=True):
+        assert (name.x, name.y, name.z) == (pin.x[1], pin.y[1], pin.z[1])
+        assert pin.z[1] > pin.z[0]
+    assert {"here", "there"} <= {text.get_text() for text in picture.still.axes[0].texts}

@@ -138,6 +138,18 @@ def test_a_changed_record_changes_the_page(reference, tmp_path):
     assert after.verdict == "partly" if after.measured.value <= 3.2 else "not reproduced"
 
 
+def test_the_machines_of_both_sides_of_a_comparison_are_told(reference, tmp_path):
+    for path in (reference / "study").glob("*.npz"):
+        record = records.read(path)
+        record.provenance["processor"] = f"processor {record.parameters['weight']:g}"
+        records.write(record, path)
+    sides = {"where": {"weight": 1.0}, "base": {"weight": 0.0}}
+    measure = {"of": "difference", "store": "study", "column": "accuracy", **sides}
+    scale = one(tmp_path, reference, measure=measure, rule={"above": 0}).scale
+    assert scale.startswith("digits, 10 training images, 20 epochs, processor 0 ")
+    assert "and processor 1 " in scale
+
+
 def test_what_was_not_run_yet_says_so(reference, tmp_path):
     measure = {"of": "mean", "store": "later", "column": "a", "where": {}}
     found = one(tmp_path, reference, rule={"above": 0}, measure=measure)
