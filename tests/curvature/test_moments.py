@@ -52,8 +52,7 @@ def test_deflated_intervals_cover_the_truth_as_often_as_they_say(estimate, spect
     found = coverage(
         exact(spectrum, estimate.__name__),
         lambda seed: estimate(A, probes, rtol=rtol, seed=seed),
-        # It is 93 % for the decaying spectrum: 400 could not tell that from 92.
-        repeats=2000 if spectrum is DECAY else 400,
+        repeats=2000,  # it is 93 % for the decaying spectrum: 400 could not tell that from 92
     )
     assert 0.92 <= found <= 0.98
 

@@ -35,8 +35,11 @@ def test_the_exact_noise_scale_is_the_trace_over_the_squared_gradient(measured, 
 
 def test_batches_estimate_it_within_two_standard_errors(measured):
     exact = lc.exact_noise_scale(measured[0]).scale.value
-    found = lc.gradient_noise_scale(measured[0], 4, 32, draws=500).scale
-    assert abs(found.value - exact) < 2 * found.stderr < exact / 3
+    inside = 0
+    for seed in range(40):
+        found = lc.gradient_noise_scale(measured[0], 4, 32, draws=60, seed=seed).scale
+        inside += abs(found.value - exact) < 2 * found.stderr
+    assert inside >= 34
 
 
 def test_the_curvature_of_the_noise_is_that_of_the_dense_matrices(measured):

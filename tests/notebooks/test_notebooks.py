@@ -68,6 +68,8 @@ def test_full_scale_parameters_are_those_of_the_notebook(path):
     ("parameters", "message"),
     [
         ({"epohcs": 3}, "there is no parameter epohcs; did you mean epochs?"),
+        ({"epochs": "many"}, "epochs must be int, got 'many' (str)"),
+        ({"dataset": "minst"}, "dataset must be one of 'digits'"),
         ({"lr": -1}, "lr must be at least 1e-06, got -1"),
     ],
 )
