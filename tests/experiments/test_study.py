@@ -95,15 +95,14 @@ def test_parameters_that_cannot_be_filed_are_refused(value, message):
     st.sampled_from(["float32", "int64", "bool", "complex64"]),
 )
 def test_a_record_comes_back_as_it_was(scalars, dtype):
-    path = Path(tempfile.mkdtemp()) / "record.npz"
     array = np.arange(6).reshape(2, 3).astype(dtype)
     table = pd.DataFrame({"epoch": [1, 2], "loss": [0.1, 1 / 3]})
     before = records.Record(
         {"x": 1}, "done", scalars, {"a": array}, {"history": table}, {"seconds": 1.0}, "fine"
     )
-    records.write(before, path)
-    after = records.read(path)
-    path.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        records.write(before, Path(folder) / "record.npz")
+        after = records.read(Path(folder) / "record.npz")
     for name, value in scalars.items():
         assert after.scalars[name] == value or (value != value and after.scalars[name] != value)
     np.testing.assert_array_equal(after.arrays["a"], array)
