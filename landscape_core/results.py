@@ -9,8 +9,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import norm as normal
-from scipy.stats import t as student_t
+from scipy import special
 from torch import Tensor
 
 
@@ -116,7 +115,7 @@ class Estimate:
         _check_level(level)
         if self.samples < 2:
             return -math.inf, math.inf
-        half = float(student_t.ppf(0.5 + level / 2, self.samples - 1)) * self.stderr
+        half = float(special.stdtrit(self.samples - 1, 0.5 + level / 2)) * self.stderr
         return self.value - half, self.value + half
 
     def __float__(self) -> float:
@@ -135,7 +134,7 @@ class _Proportion(Estimate):
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Wilson's interval."""
         _check_level(level)
-        squared = float(normal.ppf(0.5 + level / 2)) ** 2 / self.samples
+        squared = float(special.ndtri(0.5 + level / 2)) ** 2 / self.samples
         middle = self.value + squared / 2
         half = math.sqrt(squared * (self.value * (1 - self.value) + squared / 4))
         low, high = (middle - half) / (1 + squared), (middle + half) / (1 + squared)

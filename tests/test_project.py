@@ -1,9 +1,12 @@
 """Promises of the project's own files to each other."""
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 import landscape_core as lc
 
@@ -43,10 +46,30 @@ def test_constraints_name_the_tested_versions_of_every_requirement():
 
 
 def test_every_public_name_is_documented_once():
-    api = (ROOT / "book" / "api.md").read_text()
-    documented = re.findall(r"\.\. auto(?:class|function|exception):: (\w+)", api)
+    pages = "\n".join(path.read_text() for path in (ROOT / "book" / "api").glob("*.md"))
+    documented = re.findall(r"\.\. auto(?:class|function|exception):: (\w+)", pages)
     assert sorted(documented) == sorted(lc.__all__)
+    overview = (ROOT / "book" / "api.md").read_text()
+    assert sorted(re.findall(r"^   (\w+)$", overview, re.MULTILINE)) == sorted(documented)
     assert all(getattr(lc, name).__doc__ for name in lc.__all__)
+
+
+def test_what_is_not_used_is_not_imported():
+    script = (
+        "import sys, landscape_core as lc\n"
+        "lc.Objective, lc.Hessian, lc.top_eigenpairs, lc.trace, lc.spectral_density\n"
+        "print(sorted({'matplotlib', 'scipy.stats', 'seaborn', 'sklearn'} & {*sys.modules}))\n"
+        "lc.plot_lines\n"
+        "print('matplotlib' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert ran.stdout.decode().splitlines() == ["[]", "True"]
+
+
+def test_a_misspelt_name_is_refused():
+    with pytest.raises(AttributeError, match="hessian"):
+        getattr(lc, "hessian")  # noqa: B009
+    assert set(lc.__all__) <= set(dir(lc))
 
 
 def test_the_version_stands_in_one_place():

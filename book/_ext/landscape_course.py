@@ -117,7 +117,7 @@ def name_chapters(
     """Add to the entry of a class or function the chapters that use it."""
     used = chapters_with().get(name.removeprefix("landscape_core."), [])
     if used and what in ("class", "function", "exception"):
-        linked = ", ".join(f":doc:`{chapter}`" for chapter in used)
+        linked = ", ".join(f":doc:`/{chapter}`" for chapter in used)
         lines += ["", ".. container:: landscape-used", "", f"   Used in {linked}", ""]
 
 

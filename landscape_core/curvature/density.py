@@ -8,8 +8,7 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
-from scipy.stats import wasserstein_distance
+from scipy import special
 from torch import Tensor
 
 from landscape_core.curvature.lanczos import KrylovBasis, grow_together
@@ -104,7 +103,7 @@ class SpectralDensity:
         if self.probes < 2:
             return np.zeros_like(values[0]), np.full_like(values[0], np.inf)
         stderr = values.std(0, ddof=1) / self.probes**0.5
-        half = float(student_t.ppf(0.5 + level / 2, self.probes - 1)) * stderr
+        half = float(special.stdtrit(self.probes - 1, 0.5 + level / 2)) * stderr
         middle = values.mean(0)
         return np.clip(middle - half, 0, None), middle + half
 
@@ -129,6 +128,8 @@ class SpectralDensity:
 
     def wasserstein(self, other: SpectralDensity | Tensor) -> float:
         """Wasserstein-1 distance to another density, or to that of exact eigenvalues."""
+        from scipy.stats import wasserstein_distance  # half a second, and rarely needed
+
         if isinstance(other, SpectralDensity):
             values, masses = other.points()
         else:

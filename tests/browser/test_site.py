@@ -18,6 +18,7 @@ def test_the_site_has_its_pages():
     expected = {
         "index.html",
         "api.html",
+        "api/curvature.html",
         "references.html",
         "search.html",
         "how_to_use.html",
@@ -31,6 +32,7 @@ def test_the_site_has_its_pages():
         "notebooks/07_fa_regularization.html",
         "notebooks/08_width.html",
         "notebooks/09_noise_regimes.html",
+        "notebooks/10_resnet_vs_cnn.html",
         "ledger.html",
         "glossary.html",
         "404.html",
@@ -243,7 +245,7 @@ def test_plotly_is_fetched_only_where_it_is_needed(visit):
     here = visit()
     fetched = []
     here.page.on("request", lambda request: fetched.append(request.url))
-    here.open("api.html")
+    here.open("api/figures.html")
     assert not any("plotly" in url for url in fetched)
 
 

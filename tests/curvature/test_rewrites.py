@@ -36,7 +36,7 @@ def small_objective(model: nn.Module, x: Tensor) -> lc.Objective:
     )
 
 
-def both(make: Callable[[], lc.curvature.operators.SymmetricOperator]) -> Pair:
+def both(make: Callable[[], lc.SymmetricOperator]) -> Pair:
     """A block of products through rewritten layers, and through PyTorch's own."""
     operator = make()
     rng = torch.Generator().manual_seed(2)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import landscape_core as lc
+from landscape_core.show.style import COLOURS
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_epochs_have_bands_of_the_interval(table):
     band = axes.collections[0].get_paths()[0].vertices
     interval = lc.mean_interval(part)
     assert band[:, 1].max() >= interval.high - 1e-12
-    assert mcolors.to_hex(axes.lines[0].get_color()) == lc.show.style.COLOURS[0]
+    assert mcolors.to_hex(axes.lines[0].get_color()) == COLOURS[0]
 
 
 def test_a_scatter_says_the_correlation_and_its_number_of_runs(table):
