@@ -1,5 +1,7 @@
 """Lanczos against matrices with chosen eigenvalues."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -309,3 +311,27 @@ def test_a_deflated_or_shifted_operator_knows_what_rounding_hides():
         pairs = lc.top_eigenpairs(B, 3)
         actual = torch.stack([B @ v for v in pairs.vectors.T], 1) - pairs.vectors * pairs.values
         assert bool((actual.norm(dim=0) <= pairs.residuals * 1.1).all())
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_largest_eigenvalue_of_a_sample_and_of_others_enclose_that_of_all(size):
+    """On average over all samples; where every sample is drawn the averages are exact."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 3
+    model = torch.nn.Linear(3, 3).double()
+
+    def hessian(rows):
+        rows = list(rows)
+        return lc.Hessian(
+            lc.Objective(model, torch.nn.functional.cross_entropy, (x[rows], y[rows]))
+        )
+
+    whole = lc.top_eigenpairs(hessian(range(6)), 1, "LA", tol=1e-9).values[0]
+    above, below = [], []
+    for sample in combinations(range(6), size):
+        top = lc.top_eigenpairs(hessian(sample), 1, "LA", tol=1e-9)
+        v = top.vectors[:, 0]
+        others = sorted({*range(6)} - {*sample})
+        above.append(float(top.values[0]))
+        below.append(float(v @ (hessian(others) @ v)))
+    assert sum(below) / len(below) < whole < sum(above) / len(above)
