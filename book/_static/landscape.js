@@ -77,12 +77,20 @@
       if (!place.clientWidth || isNarrow(place) === narrow) return;
       watch.disconnect();
       delete place.dataset.ready;
+      const chosen = [...place.querySelectorAll(".landscape-slider")].map((input) => input.value);
       plotly.purge(target);
       place.querySelectorAll(".landscape-figure, .landscape-slider").forEach((part) => part.remove());
-      draw(place).catch((error) => console.error(error));
+      draw(place).then(() => choose(place, chosen)).catch((error) => console.error(error));
     });
     watch.observe(place);
   };
+
+  const choose = (place, chosen) =>
+    place.querySelectorAll(".landscape-slider").forEach((input, k) => {
+      if (input.value === chosen[k]) return;
+      input.value = chosen[k];
+      input.dispatchEvent(new Event("input"));
+    });
 
   // Plotly's sliders are only drawn. A real one beside each serves arrow keys and screen readers.
   const mirrorSliders = (plotly, target, sliders) =>

@@ -231,7 +231,19 @@ def test_an_explorer_is_stacked_when_a_page_becomes_narrow_and_set_side_by_side_
             arg=figure.element_handle(),
             timeout=60_000,
         )
-        assert figure.get_by_role("slider").count() == 1
+        slider = figure.get_by_role("slider")
+        assert slider.count() == 1
+        if width == 1400 and slider.input_value() == "0":
+            slider.press("End")
+            chosen, at = slider.input_value(), slider.get_attribute("aria-valuetext")
+        else:  # where it was
+            page.wait_for_function(
+                "([e, value]) => e.querySelector('input[type=range]').value === value",
+                arg=[figure.element_handle(), chosen],
+            )
+            assert slider.get_attribute("aria-valuetext") == at
+            drawn = "e => e.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active"
+            assert figure.evaluate(drawn) == int(chosen) > 0
     assert here.problems == []
 
 
