@@ -208,6 +208,24 @@ def mend_buttons(
                 button["url"] = button["url"].replace("/edit/main/", "/edit/main/book/")
 
 
+def name_toggles(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Name what unfolds a page of the sidebar; the theme only draws an arrow."""
+    tree_of_pages = context.get("generate_toctree_html")
+    if tree_of_pages is None:
+        return
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        tree = tree_of_pages(*args, **kwargs)
+        for toggle in tree.select("a + details > summary"):
+            page = toggle.parent.find_previous_sibling("a").get_text(strip=True)
+            toggle["aria-label"] = f"Pages of {page}"
+        return tree
+
+    context["generate_toctree_html"] = named
+
+
 # --- 4. the repository ------------------------------------------------------------------------
 
 
@@ -252,6 +270,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", outdated_pages)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", mend_buttons, priority=901)
+    app.connect("html-page-context", name_toggles, priority=902)
     app.connect("build-finished", copy_assets)
     app.add_post_transform(KeepStill)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
