@@ -82,7 +82,8 @@ def outdated_pages(
 
     Sphinx itself looks at the pages only, and copies no style sheet while none is outdated.
     """
-    site = [Path(app.srcdir) / "_static", ROOT / "benchmarks"]
+    book = Path(app.srcdir)
+    site = [book / "_static", book / "_ext", ROOT / "benchmarks"]
     current = package_hash() + "".join(map(folder_hash, site))
     if current == getattr(env, "landscape_hash", None):
         return []
