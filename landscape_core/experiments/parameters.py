@@ -66,7 +66,7 @@ def check_parameters(
     return {name: namespace[name] for name in hints}
 
 
-def rerun_line(notebook: str, **only: Any) -> str:
+def rerun_line(notebook: str, threads: int = 1, **only: Any) -> str:
     r"""The command that makes the full-scale runs with these parameters once more.
 
     For notebooks with a file of full-scale parameters, ``studies/<notebook>.yaml``, and a
@@ -76,19 +76,24 @@ def rerun_line(notebook: str, **only: Any) -> str:
     ----------
     notebook : str
         Name of the notebook, without its ending.
+    threads : int
+        CPU threads that PyTorch is given. A run finds the digits of its record only with
+        as many as that had, since sums depend on their order; one is what ``Store.summary``
+        names for most records.
     **only
         Values that a run's parameters must have.
 
     Examples
     --------
     >>> print(rerun_line("08_width", width=256, seed=0))
-    papermill notebooks/08_width.ipynb out.ipynb \
+    OMP_NUM_THREADS=1 papermill notebooks/08_width.ipynb out.ipynb \
         -f studies/08_width.yaml \
         -y 'only: {"width": 256, "seed": 0}'
     """
     which = shlex.quote(f"only: {json.dumps(only, ensure_ascii=False)}")
     source, parameters = f"notebooks/{notebook}.ipynb", f"studies/{notebook}.yaml"
-    return f"papermill {source} out.ipynb \\\n    -f {parameters} \\\n    -y {which}"
+    command = f"OMP_NUM_THREADS={threads} papermill {source} out.ipynb"
+    return f"{command} \\\n    -f {parameters} \\\n    -y {which}"
 
 
 def _check_value(

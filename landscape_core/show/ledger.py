@@ -14,27 +14,22 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
-from scipy.stats import linregress
-from scipy.stats import t as student_t
 
-from landscape_core.experiments.statistics import (
-    Interval,
-    correlation,
-    mean_interval,
-    paired_difference,
-)
+from landscape_core.experiments.statistics import Interval
 from landscape_core.experiments.store import REFERENCE, Store
+from landscape_core.show.counterexamples import refutation
+from landscape_core.show.measures import MEASURES, Where, rows_where
 from landscape_core.show.rules import contradiction, verdict, written
 
 CLAIMS = REFERENCE / "claims.yaml"
-Where = Mapping[str, Any]
 SCALE = {
     "dataset": "{}", "examples": "{} training images", "validation": "{} of them held out",
-    "epochs": "{} epochs", "measured": "curvature of {} images",
+    "epochs": "{} epochs", "clip": "gradients clipped at a norm of {}",
+    "measured": "measured on {} images",
 }  # fmt: skip
+OF_ALL = ("train_", "test_", "line_test_")  # how columns begin that are not of those measured
 SIGNS = {
     "reproduced": "✓", "partly": "≈", "not reproduced": "✗", "not well posed": "?",
     "not yet measured": "…",
@@ -53,7 +48,7 @@ class Entry:
         None where the claim is no statement about a measurement.
     verdict : {"reproduced", "partly", "not reproduced", "not well posed", "not yet measured"}
     rule : str
-        How the verdict follows from the measurement; it was written down with the claim.
+        How the verdict follows from the measurement, and whether it was written down late.
     explanation, chapter : str
     scale : str
         Of the records: data, images, epochs, machine.
@@ -130,8 +125,10 @@ def ledger(claims: str | Path | None = None, reference: str | Path | None = None
         None is the file that ships with the package. A list of mappings: `claim`, `source`,
         `chapter`, `explanation`; `measure`, a mapping with the name of a function of
         :data:`MEASURES` as `of` and its arguments; and `rule`, one of ``above: x``,
-        ``below: x``, ``between: [a, b]``. A claim that contradicts itself has `inconsistent`
-        in their place: see :func:`contradiction`.
+        ``below: x``, ``between: [a, b]``; `late` is true where these were written down when
+        there were records already, and the page says so. A claim that contradicts itself has
+        `inconsistent` in their place: see :func:`contradiction`. A theorem that fails has
+        `refuted_by`, the name of a function of :data:`COUNTEREXAMPLES`.
     reference : path or None
         The folder of the records; None is that of the package.
 
@@ -144,107 +141,6 @@ def ledger(claims: str | Path | None = None, reference: str | Path | None = None
     folder = Path(reference or REFERENCE)
     open_store = cache(lambda name: _ReadOnce(folder / name))
     return Ledger([_entry(each, open_store) for each in entries])
-
-
-# --- measures: from records to an interval ----------------------------------------------------
-
-
-def _rows(table: pd.DataFrame, where: Where) -> pd.DataFrame:
-    for name, value in where.items():
-        several = value if isinstance(value, list) else [value]
-        table = table[table[name].isin(several)]
-    return table
-
-
-def mean(store: Store, column: str, where: Where) -> Interval:
-    """Mean of a column over seeds."""
-    return mean_interval(_rows(store.table(), where)[column].dropna())
-
-
-def final(store: Store, column: str, where: Where) -> Interval:
-    """Mean over seeds of a column of the history, at the last epoch of training."""
-    ends = [record.tables["history"][column].iloc[-1] for record in store.find(**where)]
-    return mean_interval(ends)
-
-
-def difference(
-    store: Store, column: str, where: Where, base: Where, minus: str | None = None
-) -> Interval:
-    """Mean paired difference over seeds, of rows `where` and rows `base`.
-
-    With `minus`, of the column minus that one.
-    """
-    table = store.table()
-    values = table[column] - (table[minus] if minus else 0.0)
-    table = table.assign(value=values)
-    here, there = (
-        _rows(table, rows).dropna(subset="value").set_index("seed")["value"]
-        for rows in (where, base)
-    )
-    both = here.index.intersection(there.index)
-    return paired_difference(here[both], there[both])
-
-
-def ratio(store: Store, column: str, where: Where, base: Where) -> Interval:
-    """Geometric mean of paired ratios over seeds."""
-    table = store.table()
-    table = table.assign(log=np.log(table[column]))
-    here, there = (_rows(table, rows).set_index("seed")["log"] for rows in (where, base))
-    both = here.index.intersection(there.index)
-    return _exponential(paired_difference(here[both], there[both]))
-
-
-def gain(store: Store, column: str, by: str, where: Where, base: Where) -> Interval:
-    """Paired difference over seeds between the best setting and a base.
-
-    The best is chosen by the same seeds, which makes the difference a little too large.
-    """
-    best = _rows(store.table(), where).groupby(by)[column].mean().idxmax()
-    return difference(store, column, {**where, by: best}, base)
-
-
-def unrest(store: Store, column: str, where: Where, base: Where, last: int = 10) -> Interval:
-    """Ratio over seeds of a column's variance over the last epochs of training."""
-    logs: list[list[float]] = []
-    for rows in (where, base):
-        runs = sorted(store.find(**rows), key=lambda record: int(record.parameters["seed"]))
-        ends = [record.tables["history"][column].tail(last) for record in runs]
-        logs.append([math.log(end.var()) for end in ends])
-    return _exponential(paired_difference(logs[0], logs[1]))
-
-
-def rank_correlation(
-    store: Store, x: str, y: str, where: Where, minus: str | None = None,
-    cells: Sequence[str] = (),
-) -> Interval:  # fmt: skip
-    """Spearman's correlation of two columns over runs; with `minus`, of y minus that one.
-
-    With `cells`, of the means over the runs in which these columns agree: the seeds of one
-    network and setting are no independent points beside those of another.
-    """
-    table = _rows(store.table(), where)
-    table = table.assign(difference=table[y] - (table[minus] if minus else 0.0))
-    if cells:
-        table = table.groupby(list(cells))[[x, "difference"]].mean()
-    return correlation(table[x], table["difference"])
-
-
-def exponent(store: Store, x: str, y: str, where: Where) -> Interval:
-    """The power b of y = a x^b over runs, by least squares of the logarithms."""
-    table = _rows(store.table(), where)
-    line = linregress(np.log(table[x].astype(float)), np.log(table[y].astype(float)))
-    half = float(student_t.ppf(0.975, len(table) - 2) * line.stderr)
-    return Interval(line.slope, line.slope - half, line.slope + half, len(table))
-
-
-def _exponential(logs: Interval) -> Interval:
-    """The interval of a ratio from that of its logarithm."""
-    value, low, high = (math.exp(x) for x in (logs.value, logs.low, logs.high))
-    return Interval(value, low, high, logs.n, logs.level, logs.note)
-
-
-MEASURING = (mean, final, difference, ratio, gain, unrest, rank_correlation, exponent)
-MEASURES: dict[str, Callable[..., Interval]] = {each.__name__: each for each in MEASURING}
 
 
 class _ReadOnce(Store):
@@ -264,16 +160,22 @@ class _ReadOnce(Store):
 
     def has(self, some: Where) -> bool:
         """Whether there are records with these values."""
-        return self.folder.is_dir() and len(_rows(self.rows, some)) > 0
+        return self.folder.is_dir() and len(rows_where(self.rows, some)) > 0
 
-    def scale(self, where: Where, *others: Where) -> str:
-        """Data, images and epochs of the records with these values, machines of all."""
-        rows, told = _rows(self.rows, where), []
+    def scale(self, columns: Sequence[str], where: Where, *others: Where) -> str:
+        """Data, images and epochs of the records with these values, machines of all.
+
+        The images that were measured are those of these columns.
+        """
+        rows, told = rows_where(self.rows, where), []
+        of_all = all(each.startswith(OF_ALL) or each.endswith("_all") for each in columns)
         for name, text in SCALE.items():
-            if name in rows:
+            if name == "clip" and name in rows and not rows[name].any():
+                told.append("gradients not clipped")
+            elif name in rows and not (of_all and name == "measured"):
                 values = [v if isinstance(v, str) else f"{v:,}" for v in rows[name].unique()]
                 told.append(text.format(" or ".join(values)))
-        keys = {key for side in (where, *others) for key in _rows(self.rows, side).key}
+        keys = {key for side in (where, *others) for key in rows_where(self.rows, side).key}
         machines = sorted({self.machines[key] for key in keys})
         return ", ".join([*told, " and ".join(machines)])
 
@@ -291,11 +193,15 @@ def _judged(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) ->
     told = {
         name: str(claim[name]).strip() for name in ("claim", "source", "explanation", "chapter")
     }
+    if "refuted_by" in claim:
+        reason = refutation(claim["refuted_by"])
+        return Entry(measured=None, verdict="not reproduced", rule=reason, scale="", **told)
     if "inconsistent" in claim:
         reason = contradiction(claim["inconsistent"])
         return Entry(measured=None, verdict="not well posed", rule=reason, scale="", **told)
     arguments, rule = dict(claim["measure"]), claim["rule"]
-    sentence = written(rule)
+    late = "; written down when the records were there" if claim.get("late") else ""
+    sentence = written(rule) + late
     name, store = arguments.pop("of"), open_store(arguments.pop("store"))
     if name not in MEASURES:
         known = ", ".join(MEASURES)
@@ -305,7 +211,8 @@ def _judged(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) ->
         measured, scale = Interval(math.nan, math.nan, math.nan, 0), ""
     else:
         measured = MEASURES[name](store, **arguments)
-        scale = store.scale(*sides)
+        named = [arguments.get(each) for each in ("column", "array", "x", "y")]
+        scale = store.scale([each for each in named if each], *sides)
     return Entry(
         measured=measured,
         verdict=verdict(measured, rule),

@@ -15,9 +15,10 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
     """What a rule says of a measurement.
 
     ``above: x`` is reproduced where the whole interval lies above x, partly where only the
-    value does. ``between: [a, b]`` is reproduced where the interval and the range overlap,
-    partly where the value is within a factor of two of the range, or with ``near: x`` within x
-    of it. A single run, which has no interval, reproduces nothing more than partly.
+    value does. ``between: [a, b]`` is reproduced where the whole interval lies in the range,
+    partly where it meets the range, or the value is within a factor of two of it, or with
+    ``near: x`` within x of it. A single run, which has no interval, reproduces nothing more
+    than partly.
 
     >>> verdict(Interval(0.2, 0.1, 0.3, 5), {"above": 0})
     'reproduced'
@@ -32,8 +33,10 @@ def verdict(measured: Interval, rule: Mapping[str, Any]) -> str:
         best = "partly"
     if kind == "between":
         least, most = bound
-        if low <= most and high >= least:
+        if least <= low and high <= most:
             return best
+        if low <= most and high >= least:
+            return "partly"
         twice = min(least / 2, 2 * least), max(most / 2, 2 * most)
         around = twice if near is None else (least - near, most + near)
         close = around[0] <= measured.value <= around[1]
@@ -73,8 +76,8 @@ def written(rule: Mapping[str, Any]) -> str:
         ends = f"{bound[0]:g} to {bound[1]:g}"
         margin = "a factor of two" if near is None else f"{near:g}"
         return (
-            f"reproduced if the 95 % interval meets {ends}, partly if the value is within "
-            f"{margin} of that"
+            f"reproduced if the whole 95 % interval is within {ends}, partly if it meets that "
+            f"range or the value is within {margin} of it"
         )
     where = f"{kind} {bound:g}"
     return (

@@ -82,6 +82,8 @@ def test_a_cell_without_annotations_is_refused():
 
 def test_a_rerun_line_is_one_shell_command_that_keeps_every_value():
     only = {"setting": "it's λ, $HOME", "weight": 0.1, "seed": 0}
-    words = shlex.split(rerun_line("08_width", **only).replace("\\\n", ""))
-    assert words[:3] == ["papermill", "notebooks/08_width.ipynb", "out.ipynb"]
+    line = rerun_line("08_width", threads=2, **only)
+    words = shlex.split(line.replace("\\\n", ""))
+    assert words[0] == "OMP_NUM_THREADS=2"
+    assert words[1:4] == ["papermill", "notebooks/08_width.ipynb", "out.ipynb"]
     assert yaml.safe_load(words[words.index("-y") + 1]) == {"only": only}

@@ -6,12 +6,15 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import landscape_core as lc
 from landscape_core.experiments import records
 from landscape_core.experiments.store import REFERENCE, Store
-from landscape_core.show.ledger import CLAIMS, MEASURES, contradiction, verdict
+from landscape_core.show.counterexamples import COUNTEREXAMPLES, refutation
+from landscape_core.show.ledger import CLAIMS, contradiction, verdict
+from landscape_core.show.measures import MEASURES
 
 CLAIMED = yaml.safe_load(CLAIMS.read_text())
 MEASURED = [claim for claim in CLAIMED if "measure" in claim]
@@ -21,10 +24,12 @@ def fake(weight: float, seed: int, dataset: str = "digits", examples: int = 10) 
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=20)
     history = pd.DataFrame({"test_accuracy": 0.5 + (1 + weight) * 0.01 * noise})
+    history["epoch"] = range(1, 21)
     return {
         "accuracy": 0.5 + weight + 0.01 * seed,
         "trace": 8.0 / (1 + weight),
         "history": history,
+        "path": np.array([seed, -seed, 0]),
     }
 
 
@@ -65,7 +70,9 @@ def one(tmp_path, reference, **more):
         ({"below": 1}, (0.5, 0.4, 0.6), "reproduced"),
         ({"below": 1}, (0.5, 0.1, 1.6), "partly"),
         ({"below": 1}, (1.5, 1.1, 1.6), "not reproduced"),
-        ({"between": [2, 3]}, (3.2, 2.9, 3.5), "reproduced"),
+        ({"between": [2, 3]}, (2.5, 2.2, 2.8), "reproduced"),
+        ({"between": [2, 3]}, (2.9, 2.6, 3.2), "partly"),
+        ({"between": [2, 3]}, (9.0, 2.9, 15.1), "partly"),
         ({"between": [2, 3]}, (5.9, 5.8, 6.0), "partly"),
         ({"between": [2, 3]}, (6.1, 6.0, 6.2), "not reproduced"),
         ({"between": [2, 3]}, (0.9, 0.8, 0.95), "not reproduced"),
@@ -108,6 +115,46 @@ def test_measures_are_what_pandas_says_of_the_records(reference, tmp_path):
     assert of_gap.value == pytest.approx(
         lc.correlation(table.trace, table.accuracy - table.trace).value
     )
+
+
+def test_measures_of_histories_are_what_pandas_says_of_them(reference):
+    store = Store(reference / "study")
+    high, low = ({"weight": w} for w in (1.0, 0.0))
+    tables = {r.parameters["seed"]: r.tables["history"] for r in store.find(**low)}
+    best = MEASURES["highest"](store, "test_accuracy", low)
+    assert best.value == pytest.approx(
+        np.mean([each.test_accuracy.max() for each in tables.values()])
+    )
+    third = MEASURES["difference_at"](store, "test_accuracy", 3, high, low)
+    wanted = np.mean([each.set_index("epoch").test_accuracy[3] for each in tables.values()])
+    assert third.value == pytest.approx(wanted - 0.5)  # noise of twice the size, less itself
+    assert third.n == 6
+    least = MEASURES["lowest"](store, "path", high)
+    assert least.value == pytest.approx(-2.5)
+
+
+def test_a_seed_that_counts_twice_is_refused(reference, tmp_path):
+    study = lc.Study("study", epochs, reference)
+    study.run(lc.grid(weight=1.0, seed=3, epochs=21, dataset="digits", examples=10))
+    where, base = {"weight": 1.0}, {"weight": 0.0}
+    for measure in (
+        {"of": "mean", "column": "accuracy", "where": where},
+        {"of": "ratio", "column": "trace", "where": where, "base": base},
+        {"of": "difference", "column": "trace", "where": base, "base": where},
+        {"of": "unrest", "column": "test_accuracy", "where": where, "base": base},
+    ):
+        with pytest.raises(ValueError, match=r"one run to a seed, got several of \[3\]"):
+            one(tmp_path, reference, measure=measure | {"store": "study"}, rule={"above": 0})
+
+
+def test_pairs_are_of_one_seed_in_histories_too(tmp_path):
+    study = lc.Study("study", epochs, tmp_path)
+    same = {"epochs": 20, "dataset": "digits", "examples": 10}
+    runs = lc.grid(weight=1.0, seed=[0, 1, 2], **same)
+    study.run(runs + lc.grid(weight=0.0, seed=[1, 2, 3], **same), progress=False)
+    calm = MEASURES["unrest"](study, "test_accuracy", {"weight": 1.0}, {"weight": 0.0})
+    assert calm.n == 2
+    assert (calm.value, calm.low, calm.high) == pytest.approx((4.0, 4.0, 4.0))
 
 
 def test_the_exponent_of_a_power_law_is_found(tmp_path):
@@ -170,6 +217,59 @@ def test_contradictions_are_computed_from_the_claims_own_numbers(reference, tmp_
         contradiction({"quotient": [36, 2], "stated": 18})
     with pytest.raises(ValueError, match="3 points do not determine"):
         contradiction({"points": 3})
+
+
+@pytest.mark.parametrize("name", COUNTEREXAMPLES)
+def test_a_counterexample_refutes_what_the_theory_says_it_does(name):
+    smaller, larger, what = COUNTEREXAMPLES[name]()
+    if name == "trace_and_noise":
+        assert (smaller, larger) == (1.0, 0.0)
+    elif name == "depth_and_conditioning":
+        assert (smaller, larger) == (9.0, 1.0)
+    else:  # an error costs the scale, a right answer nothing
+        torch.manual_seed(1)
+        twice = COUNTEREXAMPLES[name](scale=20.0)
+        assert twice[0] == pytest.approx(2 * smaller, rel=1e-3)
+        assert twice[1] == pytest.approx(math.sqrt(math.log(2 * 2000 / 0.05) / 300), rel=1e-3)
+        assert smaller > 10 * larger
+    assert what in refutation(name)
+
+
+def test_what_refutes_nothing_is_no_refutation(reference, tmp_path, monkeypatch):
+    monkeypatch.setitem(COUNTEREXAMPLES, "none", lambda: (1.0, 1.0, "one"))
+    with pytest.raises(ValueError, match=r"'It helps\.': none refutes nothing: 1 is at most 1"):
+        one(tmp_path, reference, refuted_by="none")
+    with pytest.raises(ValueError, match=r"counterexample must be one of .*, got 'nothing'"):
+        one(tmp_path, reference, refuted_by="nothing")
+    found = one(tmp_path, reference, refuted_by="depth_and_conditioning")
+    assert found.verdict == "not reproduced"
+    assert "is 9, and said to be at most 1" in found.rule
+
+
+def test_a_rule_that_came_late_says_so(reference, tmp_path):
+    measure = {"of": "mean", "store": "study", "column": "accuracy", "where": {"weight": 1.0}}
+    told = {"measure": measure, "rule": {"above": 0}}
+    assert "when the records were there" not in one(tmp_path, reference, **told).rule
+    assert one(tmp_path, reference, late=True, **told).rule.endswith(
+        "written down when the records were there"
+    )
+
+
+def test_the_images_that_were_measured_are_told_where_they_matter(tmp_path):
+    def of_some(seed, measured, clip):
+        return {"lambda_max": 1.0 + seed, "lambda_max_all": 1.0, "test_loss": 2.0}
+
+    study = lc.Study("study", of_some, tmp_path)
+    study.run(lc.grid(seed=range(6), measured=1000, clip=[0.0, 2.0]), progress=False)
+
+    def scale(column, clip=0.0):
+        measure = {"of": "mean", "store": "study", "column": column, "where": {"clip": clip}}
+        return one(tmp_path, tmp_path, measure=measure, rule={"above": 0}).scale
+
+    assert "measured on 1,000 images" in scale("lambda_max")
+    assert "measured" not in scale("lambda_max_all") + scale("test_loss")
+    assert "gradients not clipped" in scale("test_loss")
+    assert "gradients clipped at a norm of 2.0" in scale("test_loss", 2.0)
 
 
 def test_a_wrong_file_is_named(reference, tmp_path):
