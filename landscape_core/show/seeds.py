@@ -146,12 +146,15 @@ def plot_groups(
 
 @styled
 def plot_scatter(
-    table: pd.DataFrame, panels: Columns, y: tuple[str, str], *, by: str | None = None
-) -> Picture:
+    table: pd.DataFrame, panels: Columns, y: tuple[str, str], *, by: str | None = None,
+    cells: Sequence[str] = (),
+) -> Picture:  # fmt: skip
     """One outcome against several measures, a point to a run, with rank correlations.
 
     The title of a panel holds the rank correlation with its 95 % interval and the number of
     runs. Runs of different settings differ in much else: a correlation over them is no effect.
+    And the seeds of one setting are no independent points beside those of another: name the
+    columns of a setting as `cells`, and the correlation is that of the means.
 
     Parameters
     ----------
@@ -163,6 +166,8 @@ def plot_scatter(
         What the vertical axis says, and its column.
     by : str or None
         The column that tells settings apart, by colour and marker.
+    cells : sequence of str
+        Runs that agree in these columns count as one in the correlation, by their means.
 
     Examples
     --------
@@ -170,10 +175,13 @@ def plot_scatter(
     >>> plot_scatter(table, {"trace": "trace"}, y=("gap", "gap"))
     Picture(still)
     """
-    figure, grid = _panels(panels, table, y[1], *([by] if by else []))
+    figure, grid = _panels(panels, table, y[1], *([by] if by else []), *cells)
     if table.empty:
         return _empty(figure, grid, panels)
     groups = list(table.groupby(by, sort=False)) if by else [("", table)]
+    independent = table
+    if cells:
+        independent = table.groupby([*cells])[[*panels.values(), y[1]]].mean()
     for axes, (label, column) in zip(grid, panels.items(), strict=True):
         for (name, part), look in zip(
             groups, looks(str(name) for name, _ in groups).values(), strict=True
@@ -186,9 +194,10 @@ def plot_scatter(
         if values.min() > 0 and values.max() > 10 * values.min():
             axes.set_xscale("log")
             plain_log_ticks(axes.xaxis)
-        found = correlation(table[column], table[y[1]], method="spearman")
+        found = correlation(independent[column], independent[y[1]], method="spearman")
         ends = "" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
-        axes.set_title(f"{found.value:.2f}{ends}, n = {found.n}", fontsize=9)
+        means = " means" if cells else ""
+        axes.set_title(f"{found.value:.2f}{ends}, n = {found.n}{means}", fontsize=9)
         axes.set(xlabel=label, ylabel=y[0] if axes is grid[0] else "")
     return _finished(figure, grid[0] if by else None, by or "")
 

@@ -43,6 +43,24 @@ def test_the_report_and_results_of_the_sweep_are_those_of_its_records(tmp_path):
         for column in ("test_accuracy", "trace_of_square"):
             mean = lc.mean_interval(rows[column])
             assert f"{mean.value:.3g} ({mean.low:.3g} to {mean.high:.3g}" in report
+    told = lc.correlation(sweep.trace_of_square, sweep.test_accuracy)
+    assert f"over all runs: {told}." in report
+
+
+def test_the_figures_of_residual_networks_are_written(tmp_path):
+    out = small(
+        "10_resnet_vs_cnn", tmp_path, examples=60, test_examples=60, width=7, epochs=1, seeds=2,
+        controls=1, measured=40, sizes=[20, 40], budget=22, ends=3, slice_points=3,
+        curve_examples=30, curve_epochs=1, curve_batch=10, points=3, cost_widths=[8, 16, 32],
+        batch_size=20,
+    )  # fmt: skip
+    kinds = ("plain_CNN", "ResNet")
+    names = {"training", "spectra", "measures", "paths", "contours", "accuracy"}
+    names |= {f"surface_of_{kind}" for kind in kinds}
+    assert {path.stem for path in out.glob("*.png")} == names
+    table = Store(tmp_path / "store" / "10_geometry").table()
+    written = pd.read_json(out / "results.json")
+    assert sorted(written.lambda_max) == pytest.approx(sorted(table.lambda_max), rel=1e-6)
 
 
 def test_the_report_and_the_table_of_epochs_are_those_of_the_records(tmp_path):

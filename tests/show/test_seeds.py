@@ -144,6 +144,18 @@ def test_a_scatter_says_the_correlation_and_its_number_of_runs(table):
     assert sum(len(c.get_offsets()) for c in axes.collections) == 16
 
 
+def test_runs_of_one_cell_count_once_in_the_correlation_of_a_scatter(table):
+    twice = pd.concat([table, table.assign(seed=table.seed + 100)])
+    columns = {"panels": {"trace": "trace"}, "y": ("loss", "loss")}
+    whole = lc.plot_scatter(twice, **columns, cells=["width", "lr"]).still.axes[0]
+    means = table.groupby(["width", "lr"])[["trace", "loss"]].mean()
+    found = lc.correlation(means["trace"], means["loss"])
+    assert whole.get_title().startswith(f"{found.value:.2f}")
+    assert whole.get_title().endswith(f"n = {len(means)} means")
+    with pytest.raises(ValueError, match="the table has no column 'depth'"):
+        lc.plot_scatter(table, **columns, cells=["depth"])
+
+
 @pytest.mark.parametrize("plot", [lc.plot_groups, lc.plot_epochs])
 def test_columns_that_are_not_there_are_named(table, plot):
     options = {"x": "width"} if plot is lc.plot_groups else {"by": "width"}
