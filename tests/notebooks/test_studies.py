@@ -76,7 +76,7 @@ def test_the_report_and_the_table_of_epochs_are_those_of_the_records(tmp_path):
     assert len(written) == 4 * 2 * 3
     for name, columns in (
         ("history", ["loss", "validation_loss", "test_loss", "sharpness_mean"]),
-        ("curvature", ["lambda_max"]),
+        ("curvature", ["lambda_max", "residual", "converged"]),
     ):
         kept = store.tables(name).sort_values(key)
         for column in columns:
