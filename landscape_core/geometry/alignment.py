@@ -15,10 +15,12 @@ from landscape_core.batches import as_call, logits_of
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.geometry.permutations import Axis, PermutationSpec, by_unit
 from landscape_core.geometry.tracing import trace_permutations, unit_activations
+from landscape_core.geometry.units import batchnorm_buffers
 from landscape_core.objective import Objective
 
 Method = Literal["weights", "activations"]
 STARTS, STEPS = 8, 10  # of the local search, besides the permutation it is at
+CPU = torch.device("cpu")  # where permutations are found, whatever the default device
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Alignment:
     Attributes
     ----------
     model : nn.Module
-        The permuted network, a copy; buffers such as BatchNorm's are permuted too.
+        The permuted network, a copy; BatchNorm's statistics are permuted too.
     theta : Tensor, shape (n,)
         Its parameters, in the order of the objective's theta.
     permutations : mapping from group to Tensor
@@ -73,10 +75,12 @@ def align(
     Parameters
     ----------
     objective_a, objective_b : Objective
-        Of networks of one architecture, each at its own theta.
+        Of networks of one architecture, each at its own theta. What theta does not hold, frozen
+        parameters and buffers, must be the same in both, BatchNorm's statistics aside.
     method : {"weights", "activations"}
     spec : PermutationSpec or None
         Which units can be exchanged; None traces the model with :func:`trace_permutations`.
+        Units that buffers other than BatchNorm's belong to must keep their places.
     seed : int or torch.Generator
         Order of the groups and starts of the local search, for "weights"; a generator must be
         on the CPU.
@@ -91,8 +95,9 @@ def align(
     Raises
     ------
     ValueError
-        If the networks differ in shape, nothing can be permuted, or the outputs change by more
-        than rounding, which means that the specification is wrong.
+        If the networks differ in shape or in what theta does not hold, nothing can be permuted,
+        or the outputs change by more than rounding, which means that the specification is
+        wrong.
 
     References
     ----------
@@ -101,35 +106,28 @@ def align(
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be 'weights' or 'activations', got {method!r}")
-    if objective_a.space.names != objective_b.space.names or (
-        objective_a.space.shapes != objective_b.space.shapes
-    ):
-        raise ValueError("the networks must have the same parameters, of the same shapes")
+    check_shapes(objective_a, objective_b)
     models = [_at_theta(objective) for objective in (objective_a, objective_b)]
     arguments, keywords = _first_inputs(objective_a)
     if spec is None:
         spec = trace_permutations(models[1], *arguments, **keywords)
-    state_a, state_b = (dict(model.state_dict()) for model in models)
+    state_a, state_b = map(_tensors, models)
     spec.check(state_b)
-    outside = set(spec.axes) & set(dict(models[1].named_parameters())) - set(
-        objective_b.space.names
-    )
-    if outside:
-        raise ValueError(
-            "theta must hold all parameters whose units change places, it lacks "
-            f"{', '.join(sorted(outside)[:4])}: make the objectives without `parameters`, of "
-            "networks with nothing frozen"
-        )
+    _check_theta_holds(spec, models[1], objective_b)
+    check_constants(objective_a, objective_b)
     if not spec.sizes:
         raise ValueError("no units of this network can change places")
-    order = generator(seed, torch.device("cpu"))
+    order = generator(seed, CPU)
     if method == "weights":
         permutations, sweeps = match_weights(spec, state_a, state_b, order)
     else:
         seen = _match_activations(spec, models, objective_a)
         permutations, sweeps = match_weights(spec, state_a, state_b, order, seen)
     permuted = copy.deepcopy(models[1])
-    permuted.load_state_dict(spec.apply(permutations, state_b))
+    moved = spec.apply(permutations, state_b)
+    with torch.no_grad():
+        for name, tensor in _named(permuted):
+            tensor.copy_(moved[name])
     change = _output_change(models[1], permuted, objective_a)
     if not change < 100 * torch.finfo(objective_b.theta.dtype).eps ** 0.75:
         raise ValueError(
@@ -140,6 +138,30 @@ def align(
     ends = (objective_b.theta, theta)
     before, after = (float((objective_a.theta - end).norm()) for end in ends)
     return Alignment(permuted, theta, permutations, spec, (before, after), change, sweeps)
+
+
+def check_shapes(objective_a: Objective, objective_b: Objective) -> None:
+    """Refuse networks whose theta is not made of the same parameters."""
+    if objective_a.space.names != objective_b.space.names or (
+        objective_a.space.shapes != objective_b.space.shapes
+    ):
+        raise ValueError("the networks must have the same parameters, of the same shapes")
+
+
+def check_constants(objective_a: Objective, objective_b: Objective) -> None:
+    """Refuse networks of which one, with the theta of the other, is not the other."""
+    a, b = objective_a.constants, objective_b.constants
+    names = {**a, **b}.keys() - batchnorm_buffers(objective_a.model)
+    other = sorted(name for name in names if not _equal(a.get(name), b.get(name)))
+    if other:
+        raise ValueError(
+            "frozen parameters and buffers must be the same in both networks, got others in "
+            f"{', '.join(other[:4])}: a path changes theta alone"
+        )
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b.to(a))
 
 
 def match_weights(
@@ -170,11 +192,11 @@ def match_weights(
     }
     # A group is due until it was solved after the last move of any that it shares weights with.
     due, sweeps = set(groups), 0
-    starts = torch.Generator()  # of its own: the order of the groups does not depend on it
+    starts = torch.Generator(CPU)  # of its own: the order of the groups does not depend on it
     starts.set_state(rng.get_state())
     while due and sweeps < most:
         sweeps += 1
-        for index in torch.randperm(len(groups), generator=rng).tolist():
+        for index in torch.randperm(len(groups), generator=rng, device=CPU).tolist():
             group = groups[index]
             if group not in due:
                 continue
@@ -204,7 +226,7 @@ class _Similarity:
         self.spec, self.group = spec, group
         self.pairs = {name: (state_a[name], state_b[name]) for name in names}
         self.size = spec.sizes[group]
-        self.total = torch.zeros(self.size, self.size, dtype=torch.float64)
+        self.total = torch.zeros(self.size, self.size, dtype=torch.float64, device=CPU)
         self.parts: list[tuple[str, int, Axis, Tensor]] = [
             (name, dim, axis, by_unit(state_a[name], dim, axis, self.size))
             for name in names
@@ -218,7 +240,7 @@ class _Similarity:
         if len(self.parts) > len(self.pairs):  # a weight has both axes in the group
             return self._searched(permutations, rng)
         gain = self.at(permutations)
-        found, rows = _assign(gain), torch.arange(self.size)
+        found, rows = _assign(gain), torch.arange(self.size, device=CPU)
         new, old = gain[rows, found].sum(), gain[rows, permutations[self.group]].sum()
         return found if new > old + 1e-6 * old.abs() else None
 
@@ -228,7 +250,7 @@ class _Similarity:
         Each takes the other axis of a weight as permuted before, so it can raise the distance.
         """
         here = permutations[self.group]
-        starts = [torch.randperm(self.size, generator=rng) for _ in range(STARTS)]
+        starts = [torch.randperm(self.size, generator=rng, device=CPU) for _ in range(STARTS)]
         best, most = None, self._product(permutations)
         for found in [here, *starts]:
             for _ in range(STEPS):
@@ -278,7 +300,7 @@ def _match_activations(
             rows_b = of_b[group]
             parts = [rows_a @ rows_b.T, rows_a.sum(1), rows_b.sum(1),
                      rows_a.square().sum(1), rows_b.square().sum(1),
-                     torch.tensor(float(rows_a.shape[1]))]  # fmt: skip
+                     torch.tensor(float(rows_a.shape[1]), device=CPU)]  # fmt: skip
             parts = [part.double().cpu() for part in parts]
             known = sums.get(group)
             sums[group] = (
@@ -307,9 +329,44 @@ def _at_theta(objective: Objective) -> nn.Module:
     model.to(objective.space.dtype)
     pieces = objective.constants | objective.space.unflatten(objective.theta)
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in _named(model):
             tensor.copy_(pieces[name])
     return model
+
+
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers, a tied one by its first name only."""
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by each of their names."""
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: tensor.detach() for name, tensor in named}
+
+
+def _check_theta_holds(spec: PermutationSpec, model: nn.Module, objective: Objective) -> None:
+    """Refuse a specification that moves what is not in theta, BatchNorm's statistics aside."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    kept = sorted(set(spec.axes) & set(buffers) - batchnorm_buffers(model))
+    if kept:
+        raise ValueError(
+            "the specification must leave units in their places that buffers belong to, got "
+            f"{', '.join(kept[:4])}: a path changes theta alone"
+        )
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    held = {name for name, parameter in every if first[id(parameter)] in objective.space.names}
+    outside = sorted(set(spec.axes) - held - set(buffers))
+    if outside:
+        raise ValueError(
+            "theta must hold all parameters whose units change places, it lacks "
+            f"{', '.join(outside[:4])}: make the objectives without `parameters`, of "
+            "networks with nothing frozen"
+        )
 
 
 def _first_inputs(objective: Objective) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -327,4 +384,5 @@ def _output_change(a: nn.Module, b: nn.Module, objective: Objective) -> float:
             first, second = (logits_of(model(*arguments, **keywords)) for model in (a, b))
             changes.append((first - second).abs().max())
             sizes.append(first.abs().max())
-    return float(torch.stack(changes).max() / torch.stack(sizes).max())
+    change = torch.stack(changes).max()
+    return float(change / torch.stack(sizes).max()) if change else 0.0  # all may be zero

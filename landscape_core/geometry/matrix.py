@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from landscape_core.geometry.alignment import Method, align
+from landscape_core.geometry.alignment import Method, align, check_constants, check_shapes
 from landscape_core.geometry.paths import Above, Segment, barrier, path_profile
 from landscape_core.objective import Objective
 from landscape_core.progress import progress_bar
@@ -57,8 +57,10 @@ def barrier_matrix(
     Parameters
     ----------
     objectives : sequence of Objective
-        Of networks of one architecture on the same data, at least two. With BatchNorm use
-        ``batchnorm="refresh"``: the statistics of one network do not fit another.
+        Of networks of one architecture on the same data, at least two. What theta does not
+        hold, frozen parameters and buffers, must be the same in all of them, BatchNorm's
+        statistics aside. With BatchNorm use ``batchnorm="refresh"``: the statistics of one
+        network do not fit another.
     points : int
         Points of each line, as for :func:`path_profile`.
     match : {"weights", "activations"} or None
@@ -70,9 +72,17 @@ def barrier_matrix(
     Returns
     -------
     BarrierMatrix
+
+    Raises
+    ------
+    ValueError
+        If the networks differ in shape or in what theta does not hold.
     """
     if len(objectives) < 2:
         raise ValueError(f"at least two objectives are needed, got {len(objectives)}")
+    for other in objectives[1:]:
+        check_shapes(objectives[0], other)
+        check_constants(objectives[0], other)
     count = len(objectives)
     heights, errors = np.zeros((count, count)), np.zeros((count, count))
     pairs = list(combinations(range(count), 2))

@@ -99,7 +99,7 @@ class PermutationSpec:
 
     def identity(self) -> dict[int, Tensor]:
         """The permutations that change nothing."""
-        return {group: torch.arange(size) for group, size in self.sizes.items()}
+        return {group: torch.arange(size, device="cpu") for group, size in self.sizes.items()}
 
 
 def expand(axis: Axis, order: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ def trace_permutations(model: nn.Module, *inputs: Any, **keywords: Any) -> Permu
 
     Follows linear layers, convolutions, normalizations, embeddings, attention and
     ``nn.TransformerEncoderLayer``, activations, pooling, flattening and residual sums. What it
-    does not know keeps the units around it in their places, which is always right.
+    does not know keeps the units around it in their places, which is always right. So do
+    buffers other than BatchNorm's statistics, which are no part of theta.
 
     Parameters
     ----------

@@ -9,9 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from landscape_core.batchnorm import norms
 from landscape_core.geometry.permutations import Axis, PermutationSpec
 
 Tags = dict[int, Axis]  # which axes of an activation are units of which group
+
+
+def batchnorm_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that hold the statistics of BatchNorm."""
+    theirs = {id(buffer) for _, layer in norms(model) for buffer in layer.buffers()}
+    every = model.named_buffers(remove_duplicate=False)
+    return {name for name, buffer in every if id(buffer) in theirs}
 
 
 class Groups:
@@ -20,6 +28,7 @@ class Groups:
     def __init__(self, model: nn.Module) -> None:
         tensors = [*model.named_parameters(), *model.named_buffers()]
         self.names = {id(tensor): name for name, tensor in tensors}
+        self.kept = set(dict(model.named_buffers())) - batchnorm_buffers(model)
         self.sizes: list[int] = []
         self.parent: list[int] = []
         self.frozen: set[int] = set()
@@ -54,12 +63,17 @@ class Groups:
         return a
 
     def own(self, tensor: Tensor | None, dim: int, axis: Axis) -> None:
-        """Say that an axis of a parameter or buffer of the model has these units."""
+        """Say that an axis of a parameter or buffer of the model has these units.
+
+        Units of buffers other than BatchNorm's stay in their places: theta does not hold them.
+        """
         name = None if tensor is None else self.names.get(id(tensor))
         if name is None:
             return
         known = self.axes.setdefault(name, {})
         known[dim] = self.join(known[dim], axis) if dim in known else axis
+        if name in self.kept:
+            self.freeze([axis])
 
     def spec(self) -> PermutationSpec:
         """Return the groups that can move, numbered from 0."""

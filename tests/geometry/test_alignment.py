@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -366,3 +367,113 @@ def test_a_change_that_the_first_batch_hides_is_seen(bad):
     objectives = [lc.Objective(model, F.cross_entropy, data) for model in (a, b)]
     with pytest.raises(ValueError, match="names units that cannot change places"):
         lc.align(*objectives, spec=half)
+
+
+class Masked(nn.Module):
+    """Units between two layers, of which one layer's are weighted by a buffer."""
+
+    def __init__(self, persistent: bool = True) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 8), nn.Linear(8, 7), nn.Linear(7, 3)
+        self.register_buffer("mask", torch.linspace(0.2, 3, 8), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(torch.tanh(self.second(torch.tanh(self.first(x)) * self.mask)))
+
+
+def pair_of(make) -> list[lc.Objective]:
+    torch.manual_seed(0)
+    data = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 3
+    return [lc.Objective(make().double(), F.cross_entropy, data) for _ in range(2)]
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+@pytest.mark.parametrize("persistent", [True, False])
+def test_the_segment_ends_at_the_second_network_where_buffers_have_units(persistent, method):
+    a, b = pair_of(lambda: Masked(persistent))
+    found = lc.align(a, b, method=method)
+    assert list(found.spec.sizes.values()) == [7]  # those of the mask stay
+    end = lc.Segment(a.theta, found.theta)(1.0)
+    assert float(a.loss(end)) == pytest.approx(float(b.loss()), rel=1e-12)
+    assert not torch.equal(end, b.theta)
+
+
+def test_a_specification_that_moves_a_buffer_is_refused():
+    spec = lc.PermutationSpec({0: 8}, {"mask": {0: lc.Axis(0)}, "first.bias": {0: lc.Axis(0)}})
+    with pytest.raises(ValueError, match=r"units in their places that buffers .* got mask"):
+        lc.align(*pair_of(Masked), spec=spec)
+
+
+class TiedHead(nn.Module):
+    """One matrix that reads words in and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up = nn.Embedding(7, 12), nn.Linear(12, 12)
+        self.head = nn.Linear(12, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).mean(1)
+        return self.head(x + torch.tanh(self.up(x)))
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_tied_weights_are_permuted_once(method):
+    torch.manual_seed(0)
+    data = torch.randint(7, (20, 3)), torch.arange(20) % 7
+    a, b = (lc.Objective(TiedHead().double(), F.cross_entropy, data) for _ in range(2))
+    found = lc.align(a, b, method=method)
+    assert found.change < 1e-12
+    assert found.distances[1] < found.distances[0]
+    assert found.model.head.weight is found.model.embed.weight
+    assert float(a.loss(found.theta)) == pytest.approx(float(b.loss()), rel=1e-12)
+    # A specification may use both names, as a state dict does.
+    both = {**found.spec.axes, "head.weight": found.spec.axes["embed.weight"]}
+    again = lc.align(a, b, spec=lc.PermutationSpec(found.spec.sizes, both))
+    assert again.distances[1] < again.distances[0]
+
+
+def test_networks_whose_outputs_are_all_zero_are_matched():
+    a, b = pair_of(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    zeros = []
+    for objective in (a, b):
+        model = copy.deepcopy(objective.model)
+        nn.init.zeros_(model[2].weight)
+        nn.init.zeros_(model[2].bias)
+        zeros.append(lc.Objective(model, F.cross_entropy, list(objective.batches())))
+    found = lc.align(*zeros)
+    assert found.change == 0
+    assert found.distances[1] < found.distances[0]
+
+
+def test_networks_that_differ_outside_theta_are_refused():
+    a, b = pair_of(Masked)
+    other = Masked().double()
+    other.mask.mul_(2)
+    b = lc.Objective(other, F.cross_entropy, list(b.batches()))
+    with pytest.raises(ValueError, match="the same in both networks, got others in mask"):
+        lc.align(a, b)
+    with pytest.raises(ValueError, match="the same in both networks, got others in mask"):
+        lc.barrier_matrix([a, a, b], points=3)
+
+    def half_frozen():
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+        model[0].requires_grad_(False)
+        return model
+
+    with pytest.raises(ValueError, match=r"got others in 0\.bias, 0\.weight: a path changes"):
+        lc.barrier_matrix(pair_of(half_frozen), points=3)
+    with pytest.raises(ValueError, match="the same parameters, of the same shapes"):
+        lc.barrier_matrix([a, pair_of(half_frozen)[0]], points=3)
+    norms = [objective_of("batchnorm", seed) for seed in (0, 1)]
+    assert np.isfinite(lc.barrier_matrix(norms, points=3).heights).all()
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_permutations_are_found_on_the_cpu_whatever_the_default_device(method):
+    a, b = objective_of("mlp"), objective_of("mlp", seed=1)
+    here = lc.align(a, b, method=method)
+    with torch.device("meta"):
+        there = lc.align(a, b, method=method)
+    assert torch.equal(there.theta, here.theta)
