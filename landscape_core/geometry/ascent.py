@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from landscape_core.backends import full_precision
 from landscape_core.batches import Batch
+from landscape_core.batchnorm import norms
 from landscape_core.curvature.probes import Seed, generator, probe
 from landscape_core.geometry.balls import Ball, Norm, Scaling
 from landscape_core.objective import Objective
@@ -20,6 +22,7 @@ from landscape_core.progress import progress_bar
 from landscape_core.results import Estimate
 
 Slope = Callable[[Tensor], tuple[float, Tensor]]  # theta to loss and gradient
+Loss = Callable[[Tensor], float]
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ def worst_sharpness(
     convex maximization (Journee et al. 2010, arXiv:0811.4724). Where the loss does not rise, it
     goes half as far. The first step is that of SAM and ASAM. On a quadratic without slope the
     l2 maximum is :math:`\rho^2 \lambda_{\max} / 2`. Only theta and the surface are searched: a
-    peak inside the ball is not found, and the rise is never below 0.
+    peak inside the ball is not found, and the rise is never below 0. Under
+    ``batchnorm="refresh"`` the search goes by the loss at the statistics of theta, and the
+    rises are those of L itself, its statistics estimated again, at the points that were found.
 
     Parameters
     ----------
@@ -89,9 +94,11 @@ def worst_sharpness(
     adaptive : {"none", "element", "filter"}
         What the radius is relative to; see :class:`Ball`.
     steps : int
-        Steps of each ascent, at least 1.
+        Points that each ascent evaluates, at least 1. The first is its start: with 1, the start
+        along the gradient is the step of SAM, and every other one a random point.
     restarts : int
-        Further starts, at random points of the ball's surface.
+        Further starts, at random points of the ball's surface. One at which the loss is nan
+        stays where it is.
     theta : Tensor, shape (n,), or None
     seed : int or torch.Generator
     progress : bool
@@ -121,7 +128,9 @@ def worst_sharpness(
     rng = generator(seed, centre.device)
     scale = ball.scale(objective, centre)
     with progress_bar(total=(1 + restarts) * steps, desc="ascent", progress=progress) as bar:
-        return _search(slope, centre, ball, scale, steps, restarts, rng, bar.update)
+        return _search(
+            slope, centre, ball, scale, steps, restarts, rng, bar.update, _refreshed(objective)
+        )
 
 
 def m_sharpness(
@@ -144,7 +153,7 @@ def m_sharpness(
 
     The examples are shuffled and cut into groups; the last ones that fill no group are left
     out. The smaller m, the larger it is: at a minimum of the mean loss, single groups still
-    have slopes.
+    have slopes. Under ``batchnorm="refresh"`` all losses are at the statistics of theta.
 
     Parameters
     ----------
@@ -155,7 +164,7 @@ def m_sharpness(
     norm, adaptive : str
         As for :func:`worst_sharpness`.
     steps : int
-        Steps of each ascent; 1 is the step of SAM.
+        Points that each ascent evaluates; 1 is the step of SAM.
     groups : int or None
         How many groups to look at; None is all of them.
     theta : Tensor, shape (n,), or None
@@ -175,14 +184,15 @@ def m_sharpness(
     ball = Ball(radius, norm, adaptive)
     centre = _check(objective, ball, steps, 0, theta)
     count = objective.examples
-    if not isinstance(m, int) or not 1 <= m <= count:
+    if not isinstance(m, Integral) or not 1 <= m <= count:
         raise ValueError(
             f"m must be a whole number from 1 to {count} (all examples), got {m!r}"
         )
     rng = generator(seed, torch.device("cpu"))
-    order = torch.randperm(count, generator=rng)[: count - count % m].split(m)
+    shuffled = torch.randperm(count, generator=rng, device=rng.device)
+    order = shuffled[: count - count % m].split(int(m))
     if groups is not None:
-        if not isinstance(groups, int) or groups < 1:
+        if not isinstance(groups, Integral) or groups < 1:
             raise ValueError(f"groups must be a whole number >= 1, got {groups!r}")
         order = order[:groups]
     statistics = objective.statistics(centre)
@@ -211,7 +221,8 @@ def box_sharpness(
     .. math:: 100\; \frac{\max_{|\delta_i| \le \epsilon (|\theta_i| + 1)}
         L(\theta + \delta) - L(\theta)}{1 + L(\theta)}
 
-    The box is neither raw nor relative: rescaling layers changes the measure.
+    The box is neither raw nor relative: rescaling layers changes the measure. Under
+    ``batchnorm="refresh"`` the rise is that of L itself, as for :func:`worst_sharpness`.
 
     Parameters
     ----------
@@ -230,7 +241,10 @@ def box_sharpness(
     slope = _slope(objective, objective.statistics(centre), objective.batches)
     rng = generator(seed, centre.device)
     with progress_bar(total=(1 + restarts) * steps, desc="ascent", progress=progress) as bar:
-        found = _search(slope, centre, ball, centre.abs() + 1, steps, restarts, rng, bar.update)
+        found = _search(
+            slope, centre, ball, centre.abs() + 1, steps, restarts, rng, bar.update,
+            _refreshed(objective),
+        )  # fmt: skip
     return 100 * found.rise / (1 + float(objective.loss(centre)))
 
 
@@ -242,7 +256,7 @@ def _check(
             "the worst case needs a bounded ball: norm='l2' or 'linf', got 'sigma'"
         )
     for name, value, least in (("steps", steps, 1), ("restarts", restarts, 0)):
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
     return objective.theta if theta is None else objective.space.check(theta)
 
@@ -268,6 +282,13 @@ def _slope(
     return slope
 
 
+def _refreshed(objective: Objective) -> Loss | None:
+    """L itself, where it is another function than the one at fixed statistics."""
+    if objective.batchnorm != "refresh" or not norms(objective.model):
+        return None
+    return lambda theta: float(objective.loss(theta))
+
+
 def _search(
     slope: Slope,
     centre: Tensor,
@@ -277,13 +298,17 @@ def _search(
     restarts: int,
     rng: torch.Generator,
     done: Callable[[], object] = lambda: None,
+    loss_of: Loss | None = None,
 ) -> WorstSharpness:
-    """Climb from the gradient, and from `restarts` random points, for `steps` steps each."""
+    """Climb from the gradient, and from `restarts` random points, for `steps` steps each.
+
+    `loss_of` is the loss whose rises are reported, where it is not that of `slope`.
+    """
     base, uphill = slope(centre)
     if not math.isfinite(base):
         raise ValueError(f"the loss at theta must be finite, got {base}")
     tops: list[tuple[float, Tensor]] = []
-    one_step = -math.inf
+    one_step, first = -math.inf, centre
     for start in range(1 + restarts):
         noise = probe(len(centre), centre.dtype, rng, "gaussian")
         point = _onto_surface(ball, scale * uphill if start == 0 else noise, noise)
@@ -292,7 +317,7 @@ def _search(
             loss, gradient = slope(centre + scale * point)
             done()
             if start == 0 and step == 0:
-                one_step = loss - base
+                one_step, first = loss - base, point
             if loss > highest:
                 highest, best = loss, point
                 target, part = _onto_surface(ball, scale * gradient, noise), min(1, 2 * part)
@@ -302,15 +327,25 @@ def _search(
             if ball.norm == "l2":
                 point = _onto_surface(ball, point, noise)
         tops.append((highest - base, best))
-    rise, best = max(tops, key=lambda top: top[0])
+    if loss_of is not None:
+        base = loss_of(centre)
+        one_step = loss_of(centre + scale * first) - base
+        tops = [(loss_of(centre + scale * point) - base, point) for _, point in tops]
+        tops[0] = max(tops[0], (one_step, first), key=_height)
+    rise, best = max(tops, key=_height)
     if not math.isfinite(rise):
         raise ValueError(f"the loss must stay finite at {ball}: choose a smaller radius")
     if rise < 0:  # theta itself is in the ball
         rise, best = 0.0, torch.zeros_like(centre)
     rounding = 10 * torch.finfo(centre.dtype).eps * abs(base)
     reached = np.array([top for top, _ in tops])
-    spent = 1 + (1 + restarts) * steps
+    spent = int(1 + (1 + restarts) * steps)
     return WorstSharpness(rise, one_step, ball, reached, scale * best, spent, rounding)
+
+
+def _height(top: tuple[float, Tensor]) -> float:
+    """Rise at a point, below all others where it is nan."""
+    return -math.inf if math.isnan(top[0]) else top[0]
 
 
 def _onto_surface(ball: Ball, direction: Tensor, otherwise: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from landscape_core.objective import Objective
 
@@ -61,9 +63,10 @@ class Ball:
     unit: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        number = isinstance(self.radius, int | float) and not isinstance(self.radius, bool)
+        number = isinstance(self.radius, Real) and not isinstance(self.radius, bool)
         if not (number and math.isfinite(self.radius) and self.radius > 0):
             raise ValueError(f"radius must be positive and finite, got {self.radius!r}")
+        object.__setattr__(self, "radius", float(self.radius))  # NumPy has numbers of its own
         for name, value, options in (
             ("norm", self.norm, get_args(Norm)),
             ("adaptive", self.adaptive, get_args(Scaling)),
@@ -89,9 +92,22 @@ def adaptive_scale(objective: Objective, theta: Tensor, adaptive: Scaling) -> Te
         return theta.abs()
     scales = {}
     for name, w in objective.space.unflatten(theta).items():
-        if w.ndim < 2:
-            scales[name] = w.abs()
-            continue
-        axes = tuple(range(1, w.ndim))
-        scales[name] = torch.linalg.vector_norm(w, dim=axes, keepdim=True).expand_as(w)
+        scales[name] = w.abs() if w.ndim < 2 else filter_norms(objective.model, name, w)
     return objective.space.flatten(scales)
+
+
+def filter_norms(model: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """Norm of the filter that each entry of a weight belongs to, in the shape of the weight.
+
+    A filter makes one output: it is a slice of the first axis, of a transposed convolution one
+    of the second axis within a group of channels.
+    """
+    owner, _, kind = name.rpartition(".")
+    layer = model.get_submodule(owner)
+    if isinstance(layer, _ConvTransposeNd) and kind == "weight":
+        parts = weight.unflatten(0, (layer.groups, -1))
+        axes = (1, *range(3, parts.ndim))
+    else:
+        parts, axes = weight, tuple(range(1, weight.ndim))
+    norms = torch.linalg.vector_norm(parts, dim=axes, keepdim=True)
+    return norms.expand_as(parts).reshape(weight.shape)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from landscape_core.curvature.probes import Seed, generator, probe
+from landscape_core.geometry.balls import filter_norms
 from landscape_core.objective import Objective
-from landscape_core.parameter_space import ParameterSpace
 
 Normalization = Literal["filter", "layer", "none"]
 
@@ -60,22 +60,25 @@ def random_directions(
     rng = generator(seed, theta.device)
     drawn = [probe(objective.n, theta.dtype, rng, "gaussian") for _ in range(count)]
     if normalize != "none":
-        drawn = [_match_norms(d, theta, objective.space, normalize) for d in drawn]
+        drawn = [_match_norms(d, theta, objective, normalize) for d in drawn]
     return torch.stack(drawn)
 
 
 def _match_norms(
-    direction: Tensor, theta: Tensor, space: ParameterSpace, normalize: Normalization
+    direction: Tensor, theta: Tensor, objective: Objective, normalize: Normalization
 ) -> Tensor:
+    space, model = objective.space, objective.model
     weights = space.unflatten(theta)
     matched = {}
     for name, d in space.unflatten(direction).items():
         w = weights[name]
         if w.ndim < 2:
             matched[name] = torch.zeros_like(d)
-            continue
-        axes = tuple(range(1 if normalize == "filter" else 0, w.ndim))
-        w_norm = torch.linalg.vector_norm(w, dim=axes, keepdim=True)
-        d_norm = torch.linalg.vector_norm(d, dim=axes, keepdim=True)
-        matched[name] = d * (w_norm / d_norm)
+        elif normalize == "filter":
+            matched[name] = d * (filter_norms(model, name, w) / filter_norms(model, name, d))
+        else:
+            axes = tuple(range(w.ndim))
+            w_norm = torch.linalg.vector_norm(w, dim=axes, keepdim=True)
+            d_norm = torch.linalg.vector_norm(d, dim=axes, keepdim=True)
+            matched[name] = d * (w_norm / d_norm)
     return space.flatten(matched)

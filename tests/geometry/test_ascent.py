@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from test_sharpness import regression
 from torch import nn
 
 import landscape_core as lc
+from landscape_core.geometry.balls import Ball
 
 
 def minimum(objective, hessian):
@@ -171,3 +173,97 @@ def test_the_worst_rise_is_that_of_theta_itself_where_all_around_is_lower():
     assert found.rise == 0.0
     assert not found.delta.any()
     assert lc.m_sharpness(hill, 0.3, m=2).value == 0.0
+
+
+def normalized(policy="refresh"):
+    """A network with BatchNorm, whose statistics change with theta."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    data = torch.randn(60, 4, dtype=torch.float64), torch.arange(60) % 3
+    return lc.Objective(model.double(), F.cross_entropy, data, batchnorm=policy)
+
+
+def test_the_worst_rise_is_one_of_the_loss_whose_statistics_are_refreshed():
+    objective = normalized()
+    base = objective.loss()
+    found = lc.worst_sharpness(objective, 0.5, steps=10)
+    rise = objective.loss(objective.theta + found.delta) - base
+    assert found.rise == pytest.approx(float(rise), rel=1e-9)
+    assert found.starts.max() == found.rise >= found.one_step
+    g = objective.gradient()
+    first = objective.loss(objective.theta + 0.5 * g / g.norm()) - base
+    assert found.one_step == pytest.approx(float(first), rel=1e-9)
+    # What the search itself goes by is a loss at fixed statistics, which rises further.
+    held = objective.statistics(objective.theta)
+    batch = next(objective.batches())
+    fixed = objective.batch_loss(objective.theta + found.delta, batch, held) - base
+    assert abs(float(fixed - rise)) > 0.01
+
+
+def test_the_box_measure_is_one_of_the_refreshed_loss_too():
+    objective = normalized()
+    value = lc.box_sharpness(objective, 0.1, steps=1, restarts=0)
+    step = 0.1 * (objective.theta.abs() + 1) * objective.gradient().sign()
+    base, top = (float(objective.loss(at)) for at in (objective.theta, objective.theta + step))
+    assert value == pytest.approx(100 * (top - base) / (1 + base), rel=1e-9)
+
+
+def test_groups_are_measured_at_the_statistics_of_theta():
+    objective = normalized()
+    g = objective.gradient()
+    held, batch = objective.statistics(objective.theta), next(objective.batches())
+    top = objective.batch_loss(objective.theta + 0.5 * g / g.norm(), batch, held)
+    value = lc.m_sharpness(objective, 0.5, m=60).value
+    assert value == pytest.approx(float(top - objective.loss()), rel=1e-9)
+
+
+def test_numbers_may_be_those_of_numpy():
+    objective, _ = regression()
+    found = lc.worst_sharpness(
+        objective, np.float32(0.25), steps=np.int64(3), restarts=np.int32(0)
+    )
+    assert found.rise == lc.worst_sharpness(objective, 0.25, steps=3, restarts=0).rise
+    assert type(found.ball.radius) is float
+    assert type(found.gradients) is int
+    value = lc.m_sharpness(objective, 0.25, np.int64(5), groups=np.int64(2))
+    assert value == lc.m_sharpness(objective, 0.25, 5, groups=2)
+    with pytest.raises(ValueError, match=r"steps must be a whole number >= 1, got 2\.5"):
+        lc.worst_sharpness(objective, steps=2.5)
+    with pytest.raises(ValueError, match="radius must be positive and finite, got True"):
+        lc.worst_sharpness(objective, True)
+
+
+def test_groups_are_drawn_on_the_cpu_whatever_the_default_device():
+    objective, _ = regression()
+    objective.sample(torch.arange(2))
+    here = lc.m_sharpness(objective, 0.1, 5)
+    with torch.device("meta"):
+        assert lc.m_sharpness(objective, 0.1, 5) == here
+
+
+def upsampling(scale, groups):
+    """A network with a transposed convolution, its channels rescaled by `scale` and back."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(4, 4, 2, bias=False, groups=groups), nn.ReLU(), nn.Flatten(),
+        nn.Linear(36, 3, bias=False),
+    ).double()  # fmt: skip
+    first, last = model[0].weight, model[3].weight
+    with torch.no_grad():
+        first.view(groups, 4 // groups, -1, 4).mul_(scale.view(groups, 1, -1, 1))
+        last.view(3, 4, 9).div_(scale.view(1, 4, 1))
+    data = torch.randn(20, 4, 2, 2, dtype=torch.float64), torch.arange(20) % 3
+    return lc.Objective(model, F.cross_entropy, data)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_filters_of_transposed_convolutions_are_their_output_channels(groups):
+    scale = torch.tensor([10.0, 1, 0.1, 3], dtype=torch.float64)
+    plain, twin = (upsampling(c, groups) for c in (torch.ones_like(scale), scale))
+    assert relative(twin.loss(), plain.loss()) < 1e-12
+    pieces = [
+        o.space.unflatten(Ball(1.0, adaptive="filter").scale(o, o.theta))["0.weight"]
+        for o in (plain, twin)
+    ]
+    ratio = (pieces[1] / pieces[0]).view(groups, 4 // groups, -1, 4)
+    torch.testing.assert_close(ratio, scale.view(groups, 1, -1, 1).expand_as(ratio))
