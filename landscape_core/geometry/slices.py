@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,6 +23,7 @@ from landscape_core.progress import progress_bar
 
 Span = float | tuple[float, float]
 Precision = Literal["model", "bf16"]
+DATA = "data, criterion or BatchNorm policy"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Line:
     accuracy : array, shape (p,), or None
         Fraction classified correctly; None where targets are not class labels.
     curvature : float or None
-        Second derivative of the loss by x at ``x = 0``, where it was asked for.
+        Second derivative of the loss by x at ``x = 0``, where it was asked for; under
+        ``batchnorm="refresh"`` at the statistics of the centre.
     """
 
     x: np.ndarray
@@ -59,7 +62,8 @@ class Plane:
     accuracy : array, shape (q, p), or None
     curvature : array, shape (2, 2), or None
         Second derivatives of the loss by x and y at the centre, where they were asked for: the
-        Hessian of the picture, exact however coarse its grid is.
+        Hessian of the picture, exact however coarse its grid is. Under ``batchnorm="refresh"``
+        it is taken at the statistics of the centre, which the picture estimates at each point.
     """
 
     x: np.ndarray
@@ -155,8 +159,8 @@ def plane(
         The centre; None is the objective's own theta.
     store : path or None
         A file (.npz) that every finished row is written to. A second call with the same
-        directions, spans and theta goes on where the first was stopped; a file of another
-        plane is refused.
+        directions, spans, theta, data and precision goes on where the first was stopped; a
+        file of another plane is refused.
     curvature : bool
         Whether to take the second derivatives along the axes too, by two products
         with the Hessian at theta.
@@ -186,7 +190,14 @@ def plane(
     y = _steps(span if span_y is None else span_y, points if points_y is None else points_y)
     bent = _curvature(objective, theta, torch.stack([d1, d2])) if curvature else None
     told = _identity(objective, theta) if store is not None else []
-    rows = _Rows(store, _fingerprint(theta, d1, d2, x, y, *told) + precision)
+    parts = {
+        "theta": _fingerprint(theta),
+        "directions": _fingerprint(d1, d2),
+        "spans or points": _fingerprint(x, y),
+        DATA: _fingerprint(*told),
+        "precision": precision,
+    }
+    rows = _Rows(store, _fingerprint(theta, d1, d2, x, y, *told) + precision, parts)
     total, finished = len(x) * len(y), len(rows.done) * len(x)
     evaluator = Evaluator(objective)
     with progress_bar(
@@ -202,7 +213,7 @@ def plane(
 
 def _steps(span: Span, points: int) -> np.ndarray:
     """Equally spaced steps whose ends are exact, and whose middle is 0 for a single number."""
-    if not isinstance(points, int) or points < 2:
+    if not isinstance(points, Integral) or points < 2:
         raise ValueError(f"points must be a whole number of at least 2, got {points}")
     if isinstance(span, tuple | list):
         low, high = (float(end) for end in span)
@@ -261,11 +272,16 @@ def _scan(at: Evaluator, moves: Iterable[Move], bar: tqdm, precision: Precision)
 
 
 class _Rows:
-    """The finished rows of a plane, kept in a file if one is named."""
+    """The finished rows of a plane, kept in a file if one is named.
 
-    def __init__(self, store: str | Path | None, fingerprint: str) -> None:
+    `parts` are fingerprints too, of what makes up the plane, by name.
+    """
+
+    def __init__(
+        self, store: str | Path | None, fingerprint: str, parts: dict[str, str]
+    ) -> None:
         self.file = None if store is None else Path(store)
-        self.fingerprint = fingerprint
+        self.fingerprint, self.parts = fingerprint, parts
         self.done: list[Row] = []
         if self.file is None or not self.file.exists():
             return
@@ -279,10 +295,18 @@ class _Rows:
             raise ValueError(f"store must hold rows of a plane, {store} is damaged") from error
         if not same:
             raise ValueError(
-                f"store must belong to this plane, {store} holds another one: its directions, "
-                "spans, points or theta differ; name another file"
+                f"store must belong to this plane, {store} holds one of other "
+                f"{self._others(found.get('parts'))}: name another file"
             )
         self.done = rows
+
+    def _others(self, saved: np.ndarray | None) -> str:
+        """What differs from the parts in the file; files of earlier versions hold none."""
+        pairs = zip(self.parts.items(), [] if saved is None else saved.tolist(), strict=False)
+        names = [name for (name, here), there in pairs if here != there]
+        if names[:1] == ["theta"] and DATA in names:  # losses at another theta say nothing
+            names.remove(DATA)
+        return " and ".join(names) or ", ".join(self.parts)
 
     def add(self, row: Row) -> None:
         self.done.append(row)
@@ -290,6 +314,7 @@ class _Rows:
             return
         loss, accuracy = self.arrays()
         arrays = {"loss": loss, "fingerprint": np.array(self.fingerprint)}
+        arrays["parts"] = np.array(list(self.parts.values()))
         if accuracy is not None:
             arrays["accuracy"] = accuracy
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -301,3 +301,54 @@ def test_half_precision_works_on_a_fresh_objective():
     objective = lc.Objective(model, F.cross_entropy, (x, y))
     (d,) = lc.random_directions(objective, 1)
     assert np.isfinite(lc.line(objective, d, points=3, precision="bf16").loss).all()
+
+
+def test_a_refused_store_names_what_differs(objective, tmp_path):
+    d1, d2 = lc.random_directions(objective, 2)
+    file = tmp_path / "plane.npz"
+    lc.plane(objective, d1, d2, points=3, store=file)
+    x, y = next(objective.batches())
+    other = lc.Objective(objective.model, objective.criterion, (x + 1, y))
+    moved = objective.theta + d1
+    for call, named in (
+        (lambda: lc.plane(other, d1, d2, points=3, store=file), "data, criterion or BatchNorm"),
+        (lambda: lc.plane(objective, d2, d1, points=3, store=file), "directions: name"),
+        (lambda: lc.plane(objective, d1, d2, points=5, store=file), "spans or points: name"),
+        (lambda: lc.plane(objective, d1, d2, points=3, theta=moved, store=file), "theta: name"),
+    ):
+        with pytest.raises(ValueError, match=f"holds one of other {named}"):
+            call()
+    single = lc.Objective(nn.Linear(4, 3), F.cross_entropy, (x.float(), y))
+    d1, d2 = lc.random_directions(single, 2)
+    lc.plane(single, d1, d2, points=3, store=tmp_path / "single.npz")
+    with pytest.raises(ValueError, match="of other precision: name another file"):
+        lc.plane(single, d1, d2, points=3, store=tmp_path / "single.npz", precision="bf16")
+
+
+def test_a_store_without_the_names_of_its_parts_goes_on(objective, tmp_path):
+    d1, d2 = lc.random_directions(objective, 2)
+    whole = lc.plane(objective, d1, d2, points=3, store=tmp_path / "plane.npz")
+    with np.load(tmp_path / "plane.npz") as saved:
+        kept = {name: saved[name] for name in saved.files if name != "parts"}
+    np.savez(tmp_path / "plane.npz", **kept | {"loss": kept["loss"] + 1})
+    again = lc.plane(objective, d1, d2, points=3, store=tmp_path / "plane.npz")
+    assert np.array_equal(again.loss, whole.loss + 1)
+    with pytest.raises(ValueError, match="of other theta, directions, spans or points, data"):
+        lc.plane(objective, d2, d1, points=3, store=tmp_path / "plane.npz")
+
+
+def test_points_may_be_a_number_of_numpy(objective):
+    (d,) = lc.random_directions(objective, 1)
+    found = lc.line(objective, d, points=np.int64(3))
+    assert np.array_equal(found.loss, lc.line(objective, d, points=3).loss)
+
+
+def test_filters_of_transposed_convolutions_are_matched_by_output_channel():
+    model = nn.Sequential(nn.ConvTranspose2d(2, 3, 2, bias=False), nn.Flatten())
+    data = torch.randn(6, 2, 1, 1), torch.arange(6)
+    objective = lc.Objective(model, F.cross_entropy, data)
+    parts = objective.space.unflatten(lc.random_directions(objective, 1)[0])
+    found, expected = (
+        w.transpose(0, 1).flatten(1) for w in (parts["0.weight"], model[0].weight)
+    )
+    torch.testing.assert_close(found.norm(dim=1), expected.detach().norm(dim=1))
