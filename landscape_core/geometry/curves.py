@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -28,10 +29,11 @@ class Curve(ABC):
         self, theta_a: Tensor, theta_b: Tensor, bends: int | Sequence[Tensor] = 1
     ) -> None:
         line = Segment(theta_a, theta_b)
-        if isinstance(bends, int):
-            if bends < 1:
+        if isinstance(bends, int | Integral):
+            count = int(bends)
+            if count < 1:
                 raise ValueError(f"bends must be at least 1, got {bends}")
-            between = [line((i + 1) / (bends + 1)) for i in range(bends)]
+            between = [line((i + 1) / (count + 1)) for i in range(count)]
         else:
             between = [Segment(theta_a, bend).theta_b for bend in bends]
             if not between:
@@ -153,7 +155,7 @@ def path_length(path: Path, points: int = 201) -> float:
     >>> round(path_length(Segment(torch.zeros(2), torch.tensor([3.0, 4.0]))), 6)
     5.0
     """
-    if not isinstance(points, int) or points < 2:
+    if not isinstance(points, Integral) or points < 2:
         raise ValueError(f"points must be a whole number of at least 2, got {points}")
     length, last = 0.0, path(0.0).double()
     for i in range(1, points):

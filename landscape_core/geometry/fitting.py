@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from landscape_core.backends import full_precision
+from landscape_core.batchnorm import norms
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.geometry.curves import Curve, CurveEpoch
 from landscape_core.geometry.paths import path_profile
@@ -39,7 +41,7 @@ def fit_path(
     ----------
     objective : Objective
         Training data. Under ``batchnorm="refresh"`` batches supply their own statistics while
-        fitting, as in training.
+        fitting, as in training; a single example that is left over joins the last batch then.
     path : Bezier or Polygon
         Where to start; it is not changed.
     epochs : int
@@ -70,19 +72,19 @@ def fit_path(
     fitted = copy.copy(objective)
     if objective.batchnorm == "refresh":
         fitted.batchnorm = "batch"
+    sizes = _batch_sizes(fitted, int(batch_size))
     rng = generator(seed, torch.device("cpu"))
     history: list[CurveEpoch] = []
     curve = path.with_bends(path.bends.clone(), history)
     bends = list(curve.bends)  # views: a step of the optimizer moves the curve
     optimizer = torch.optim.SGD(bends, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    count = objective.examples
-    per_epoch = math.ceil(count / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
+    count = sum(sizes)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(sizes))
     with progress_bar(total=epochs, desc="curve", unit="epoch", progress=progress) as bar:
         for epoch in range(1, epochs + 1):
             total = 0.0
-            for rows in torch.randperm(count, generator=rng).split(batch_size):
-                t = float(torch.rand((), generator=rng, dtype=torch.float64))
+            for rows in torch.randperm(count, generator=rng, device="cpu").split(sizes):
+                t = float(torch.rand((), generator=rng, dtype=torch.float64, device="cpu"))
                 total += len(rows) * _step(fitted, curve, bends, rows, t)
                 optimizer.step()
                 schedule.step()
@@ -93,6 +95,18 @@ def fit_path(
             bar.set_postfix(loss=f"{total / count:.4g}", refresh=False)
             bar.update()
     return curve
+
+
+def _batch_sizes(objective: Objective, batch_size: int) -> list[int]:
+    """Sizes of the batches of an epoch; one example alone has no statistics of its own."""
+    whole, rest = divmod(objective.examples, batch_size)
+    sizes = [batch_size] * whole + [rest] * bool(rest)
+    if objective.batchnorm == "batch" and norms(objective.model):
+        if batch_size == 1:
+            raise ValueError("batch_size must be at least 2 for statistics of batches, got 1")
+        if rest == 1 and whole:
+            sizes[-2:] = [batch_size + 1]
+    return sizes
 
 
 def _step(
@@ -119,7 +133,7 @@ def _check(objective: Objective, path: Curve, epochs: int, lr: float, batch_size
         raise TypeError(f"path must have bends to fit, such as Bezier(a, b), got {kind}")
     objective.space.check(path.points[0], "the start of path")
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr must be positive and finite, got {lr}")

@@ -134,7 +134,7 @@ def gradient_noise_scale(
     for _ in progress_bar(range(draws), desc="noise scale", unit="draw", progress=progress):
         mean = torch.zeros_like(theta)
         small_square = torch.zeros((), dtype=torch.float64, device=theta.device)
-        for indices in torch.randint(0, count, (parts, small), generator=rng):
+        for indices in torch.randint(0, count, (parts, small), generator=rng, device="cpu"):
             g = objective.batch_gradient(theta, objective.sample(indices), statistics)
             small_square += g.double().square().sum() / parts
             mean += g / parts

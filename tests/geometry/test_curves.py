@@ -158,3 +158,43 @@ def test_a_matrix_of_barriers_holds_those_of_its_pairs(two_seeds):
     assert matched.heights[0, 1] < found.heights[0, 1]
     with pytest.raises(ValueError, match="at least two objectives are needed, got 1"):
         lc.barrier_matrix([a])
+
+
+def normalized(count, policy="refresh"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    data = torch.randn(count, 4), torch.arange(count) % 3
+    return lc.Objective(model, F.cross_entropy, data, batchnorm=policy)
+
+
+def test_an_example_that_is_left_over_joins_the_batch_before_it():
+    objective, sizes = normalized(17), []
+    honest = objective.criterion
+
+    def watching(outputs, targets):
+        sizes.append(len(targets))
+        return honest(outputs, targets)
+
+    start = lc.Bezier(objective.theta, objective.theta + 0.1)
+    objective.criterion = watching
+    fitted = lc.fit_path(objective, start, epochs=1, lr=0.01, batch_size=8)
+    assert sizes[-2:] == [8, 9]
+    assert fitted.points.isfinite().all()
+    with pytest.raises(ValueError, match="batch_size must be at least 2 for statistics of"):
+        lc.fit_path(objective, start, epochs=1, batch_size=1)
+    running = normalized(17, "eval")
+    running.criterion, running_sizes = watching, len(sizes)
+    lc.fit_path(running, start, epochs=1, lr=0.01, batch_size=8)
+    assert sizes[running_sizes:][-3:] == [8, 8, 1]  # no statistics of batches
+
+
+def test_fits_take_numbers_of_numpy_and_draw_on_the_cpu():
+    objective = normalized(17)
+    objective.sample(torch.arange(2))
+    start = lc.Bezier(objective.theta, objective.theta + 0.1)
+    here = lc.fit_path(objective, start, epochs=2, lr=0.01, batch_size=8)
+    numpy = lc.fit_path(objective, start, epochs=np.int64(2), lr=0.01, batch_size=np.int64(8))
+    assert torch.equal(numpy.points, here.points)
+    with torch.device("meta"):
+        there = lc.fit_path(objective, start, epochs=2, lr=0.01, batch_size=8)
+    assert torch.equal(there.points, here.points)

@@ -100,3 +100,12 @@ def test_batch_statistics_are_refused():
         lc.gradient_noise_scale(objective, 2, 8)
     with pytest.raises(ValueError, match="need batchnorm='eval' or 'refresh'"):
         next(objective.per_example_gradients())
+
+
+def test_examples_are_drawn_on_the_cpu_whatever_the_default_device():
+    data = torch.randn(20, 4), torch.arange(20) % 3
+    objective = lc.Objective(lc.MLP((4,), 3, width=5), F.cross_entropy, data)
+    objective.sample(torch.arange(2))
+    here = lc.gradient_noise_scale(objective, 2, 8, draws=2)
+    with torch.device("meta"):
+        assert lc.gradient_noise_scale(objective, 2, 8, draws=2) == here
