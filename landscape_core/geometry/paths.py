@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -59,7 +60,7 @@ class PathProfile:
     """Loss and accuracy along a path.
 
     Standard errors are over the examples: how far the same curve, drawn on another sample of
-    as many examples, would typically lie.
+    as many examples, would typically lie (for the accuracy, see :meth:`Estimate.of_hits`).
 
     Attributes
     ----------
@@ -121,7 +122,7 @@ def path_profile(
     -------
     PathProfile
     """
-    if not isinstance(points, int) or points < 2:
+    if not isinstance(points, Integral) or points < 2:
         raise ValueError(f"points must be a whole number of at least 2, got {points}")
     if not callable(path):
         kind = type(path).__name__
@@ -138,7 +139,12 @@ def path_profile(
         row = {"loss": losses, "excess": excess, "rise": losses - (start + end) / 2}
         if hit is not None and hit_start is not None and hit_end is not None:
             row |= {"accuracy": hit, "error_rise": (hit_start + hit_end) / 2 - hit}
-        rows.append({name: Estimate.of(values) for name, values in row.items()})
+        rows.append(
+            {
+                name: Estimate.of_hits(values) if name == "accuracy" else Estimate.of(values)
+                for name, values in row.items()
+            }
+        )
     columns: dict[str, Any] = dict.fromkeys(
         ("accuracy", "accuracy_stderr", "error_rise", "error_rise_stderr")
     )
@@ -176,20 +182,29 @@ def barrier(profile: PathProfile, above: Above = "line", of: str = "loss") -> Es
     -------
     Estimate
 
+    Raises
+    ------
+    ValueError
+        If the loss is not finite somewhere on the path, or no point lies between the ends,
+        where the height above their line is asked for.
+
     References
     ----------
     J. Frankle et al. 2020, arXiv:1912.05671; R. Entezari et al. 2021, arXiv:2110.06296.
     """
     heights, errors = _heights(profile, above, of)
-    inside = slice(1, -1) if above == "line" else slice(None)  # 0 at the ends, without an error
-    heights, errors = heights[inside], errors[inside]
-    if heights.size == 0:
-        return Estimate(0.0, 0.0, profile.examples)
     if not np.isfinite(profile.loss).all():
         t = profile.t[~np.isfinite(profile.loss)][0]
         raise ValueError(
             f"the loss must be finite along the path, got nan or inf at t = {t:.3g}"
         )
+    if above == "line":  # 0 at the ends, without an error
+        heights, errors = heights[1:-1], errors[1:-1]
+        if heights.size == 0:
+            raise ValueError(
+                "a height above the line between the ends needs a point between them: profile "
+                f"the path at 3 points or more, got {len(profile.t)}"
+            )
     peak = int(np.argmax(heights))
     height = float(heights[peak])
     return Estimate(

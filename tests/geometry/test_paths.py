@@ -78,3 +78,37 @@ def test_a_barrier_on_a_path_through_nan_is_refused(objective):
     )
     with pytest.raises(ValueError, match=r"finite along the path, got nan or inf at t = 0\.25"):
         lc.barrier(profile)
+
+
+def test_accuracies_have_the_error_of_a_proportion():
+    model = nn.Linear(3, 3)
+    with torch.no_grad():
+        model.weight.copy_(10 * torch.eye(3))
+        model.bias.zero_()
+    x = torch.eye(3).repeat(4, 1)
+    objective = lc.Objective(model, F.cross_entropy, (x, x.argmax(1)))
+    profile = lc.path_profile(objective, lc.Segment(objective.theta, objective.theta), 3)
+    expected = objective.evaluate().accuracy
+    assert expected.stderr > 0
+    assert profile.accuracy.tolist() == [expected.value] * 3 == [1.0] * 3
+    assert profile.accuracy_stderr.tolist() == [expected.stderr] * 3
+
+
+def test_a_barrier_of_two_ends_is_refused(objective):
+    theta = objective.theta
+    profile = lc.path_profile(objective, lc.Segment(theta, -theta), 2)
+    with pytest.raises(ValueError, match=r"needs a point between them: .* 3 points .* got 2"):
+        lc.barrier(profile)
+    assert lc.barrier(profile, "mean").value == pytest.approx(abs(np.diff(profile.loss)[0]) / 2)
+    lost = lc.path_profile(objective, lc.Segment(theta, theta * float("nan")), 2)
+    with pytest.raises(ValueError, match="finite along the path, got nan or inf at t = 1"):
+        lc.barrier(lost)
+
+
+def test_points_may_be_a_number_of_numpy(objective):
+    line = lc.Segment(objective.theta, -objective.theta)
+    found = lc.path_profile(objective, line, np.int64(3))
+    assert np.array_equal(found.loss, lc.path_profile(objective, line, 3).loss)
+    assert lc.path_length(line, np.int64(3)) == lc.path_length(line, 3)
+    curves = [lc.Bezier(line.theta_a, line.theta_b, bends) for bends in (2, np.int64(2))]
+    assert torch.equal(*(curve.points for curve in curves))
