@@ -51,7 +51,7 @@ def frame_through(theta_a: Tensor, theta_b: Tensor, theta_c: Tensor) -> Frame:
     Raises
     ------
     ValueError
-        If they have different lengths, or lie on one line.
+        If they have different lengths, or lie on one line up to their rounding.
 
     Examples
     --------
@@ -64,8 +64,9 @@ def frame_through(theta_a: Tensor, theta_b: Tensor, theta_c: Tensor) -> Frame:
     thetas = _check([theta_a, theta_b, theta_c])
     along, across = (thetas[1:] - thetas[0]).double()
     first = along / along.norm()
+    share = float((across @ first).abs() / along.norm())  # of b's rounding that c inherits
     across = across - (across @ first) * first
-    if not float(across.norm()) > 1e-6 * float((theta_c - theta_a).norm()):
+    if not float(across.norm()) > (1 + share) * _rounding(thetas):
         raise ValueError("three points make a plane only if they do not lie on one line")
     return _frame(thetas, thetas[0], torch.stack([first, across / across.norm()]))
 
@@ -85,13 +86,20 @@ def frame_of_trajectory(
         At least three points.
     centre : Tensor, shape (n,), or None
         None is the last point.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three points, they have different lengths, or they lie on one
+        line with the centre up to their rounding.
     """
     points = _check(list(thetas))
-    origin = points[-1] if centre is None else centre
+    origin = points[-1] if centre is None else _check_centre(centre, points)
     steps = (points - origin).double()
     # The small matrix of inner products has the same singular values as the large one.
     values, vectors = torch.linalg.eigh(steps @ steps.T)
-    if not float(values[-2]) > 1e-12 * float(values[-1]):
+    rounding = max(_rounding(points), _rounding(origin[None]))
+    if not float(values[-2]) > max(1e-12 * float(values[-1]), len(points) * rounding**2):
         raise ValueError("the points lie on one line: their plane is not determined")
     directions = vectors[:, [-1, -2]].T @ steps
     directions = directions / directions.norm(dim=1, keepdim=True)
@@ -108,6 +116,23 @@ def _check(thetas: list[Tensor]) -> Tensor:
     if not bool(points.isfinite().all()):
         raise ValueError("points must be finite, got nan or inf")
     return points
+
+
+def _check_centre(centre: Tensor, points: Tensor) -> Tensor:
+    shape = tuple(points.shape[1:])
+    if not isinstance(centre, Tensor) or tuple(centre.shape) != shape:
+        got = tuple(centre.shape) if isinstance(centre, Tensor) else type(centre).__name__
+        raise ValueError(
+            f"centre must be a vector like the points, of shape {shape}, got {got}"
+        )
+    if not bool(centre.isfinite().all()):
+        raise ValueError("centre must be finite, got nan or inf")
+    return centre.detach()
+
+
+def _rounding(points: Tensor) -> float:
+    """Distance from a line at which points on it can lie because their entries are rounded."""
+    return 10 * torch.finfo(points.dtype).eps * float(points.double().norm(dim=1).max())
 
 
 def _frame(points: Tensor, centre: Tensor, directions: Tensor) -> Frame:

@@ -74,3 +74,34 @@ def test_points_are_projected_to_their_coordinates():
     torch.testing.assert_close(frame.project(on_plane), torch.tensor([2.0, -3.0]).double())
     across = torch.linalg.qr(torch.stack([frame.d1, frame.d2, points[3]], dim=1))[0][:, 2]
     torch.testing.assert_close(frame.project(on_plane + across), frame.project(on_plane))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("step", [1e-3, 1.0])
+def test_a_line_is_known_by_its_rounding(dtype, step):
+    rng = torch.Generator().manual_seed(0)
+    start, way, across = torch.randn(3, 1000, generator=rng, dtype=dtype)
+    points = [start + t * step * way for t in range(6)]
+    with pytest.raises(ValueError, match="do not lie on one line"):
+        lc.frame_through(points[0], points[1], points[3])
+    with pytest.raises(ValueError, match="the points lie on one line"):
+        lc.frame_of_trajectory(points)
+    bent = points[3] + 1e-2 * step * across  # no rounding: a plane
+    assert float(lc.frame_through(points[0], points[1], bent).residuals.max()) < 1e-4
+    frame = lc.frame_of_trajectory([*points, bent])
+    assert abs(float(frame.d2 @ way / way.norm())) < 0.05
+
+
+def test_a_centre_is_checked_and_leaves_its_graph():
+    points = torch.randn(4, 30)
+    centre = torch.randn(30, requires_grad=True)
+    frame = lc.frame_of_trajectory(points, centre)
+    assert not frame.d1.requires_grad
+    assert not frame.centre.requires_grad
+    torch.testing.assert_close(frame.project(centre.detach()), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"centre must be .* of shape \(30,\), got \(1,\)"):
+        lc.frame_of_trajectory(points, torch.zeros(1))
+    with pytest.raises(ValueError, match="centre must be finite, got nan or inf"):
+        lc.frame_of_trajectory(points, torch.full((30,), torch.inf))
+    with pytest.raises(ValueError, match="do not lie on one line"):
+        lc.frame_through(points[0], points[0], points[1])
