@@ -53,7 +53,10 @@ class Estimate:
         The mean.
     stderr : float
         Its standard error: the standard deviation of the samples over the square root of their
-        number; ``nan`` for a single sample. Of a proportion, see :meth:`of_hits`.
+        number; ``nan`` for a single sample. Of a proportion, see :meth:`of_hits`. It tells of
+        what the method drew at random alone (probes, minibatches, groups, directions), or of
+        the examples, where these are the samples; 0 where nothing was drawn: the value is
+        exact for the given data.
     samples : int
         Number of independent samples.
     matvecs : int
@@ -172,7 +175,10 @@ class Eigenpairs:
     vectors : Tensor, shape (n, k)
         Orthonormal eigenvectors, one to a column.
     residuals : Tensor, shape (k,)
-        ``|A v - value * v|``: an eigenvalue of ``A`` lies within this distance of each value.
+        ``|A v - value * v|``: up to rounding, an eigenvalue of ``A`` lies within this distance
+        of each value. Lanczos knows it without another product, from how its basis is coupled
+        to the rest of the space; what is smaller than the rounding of products is raised to
+        that.
     converged : Tensor of bool, shape (k,)
         Whether each residual met the tolerance that was asked for.
     matvecs : int
