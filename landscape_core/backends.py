@@ -75,16 +75,14 @@ def _keep_everything(*_: Any, **__: Any) -> Iterator[None]:
 
 @contextmanager
 def twice_differentiable(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run a forward pass so that autograd can differentiate it twice, and in theta's dtype.
+    """Run a forward pass so that autograd can differentiate it twice.
 
     The fused kernels of attention and of recurrent layers have no second derivative; the math
     backend and PyTorch's own loops have. Activation checkpointing would run the forward pass
-    again during the backward pass, with the model's own weights in the place of theta. An
-    autocast around the measurement would measure another function.
+    again during the backward pass, with the model's own weights in the place of theta.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(
             mock.patch(
                 "torch.utils.checkpoint._checkpoint_without_reentrant_generator",
@@ -99,13 +97,20 @@ def twice_differentiable(model: nn.Module, device: torch.device) -> Iterator[Non
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Multiply all bits of float32 on a GPU, and have cuDNN add them up in one order.
+    """Multiply all bits of float32, and have cuDNN add them up in one order.
 
-    As it is set up, PyTorch rounds what a convolution multiplies to the ten bits of TF32: a
-    product with the Hessian of a CNN of 1.8 million weights then errs by 3e-2, in all bits by
-    2e-6 (H200). And cuDNN may add with atomics, so that a product differs from call to call.
+    An autocast around a measurement would measure another function: it is switched off. On a
+    GPU, as it is set up, PyTorch rounds what a convolution multiplies to the ten bits of TF32:
+    a product with the Hessian of a CNN of 1.8 million weights then errs by 3e-2, in all bits
+    by 2e-6 (H200). And cuDNN may add with atomics, so that a product differs from call to call.
     Other atomics remain: in backward passes of adaptive pooling, interpolation and scattering.
     """
+    with torch.autocast(device.type, enabled=False), _without_tf32(device):
+        yield
+
+
+@contextmanager
+def _without_tf32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 Batch = tuple[Any, Tensor]
+Outputs = Callable[[Any], Any]  # what a model makes of the inputs of a batch
+ROWS = 32  # examples that are taken apart to see whether the data allow it
 
 
 def as_batches(batches: Any, place: Callable[[Any], Any]) -> list[Batch] | Iterable[Batch]:
@@ -67,6 +71,11 @@ def as_pair(batch: Any) -> Any:
 
 def _check_loader(loader: DataLoader[Any]) -> None:
     """Refuse a loader that would give other examples, or in another order, each time."""
+    if loader.batch_sampler is None:
+        raise ValueError(
+            "the DataLoader must put the batches together itself, got batch_size=None: give it "
+            "a batch_size, or give list(loader) in its place"
+        )
     sampler = getattr(loader.batch_sampler, "sampler", None)
     if not isinstance(sampler, SequentialSampler):
         kind = type(loader.sampler if sampler is None else sampler).__name__
@@ -85,6 +94,27 @@ def _check_loader(loader: DataLoader[Any]) -> None:
             "the DataLoader gives other inputs each time it is read, so L(theta) would change "
             "from pass to pass: switch its random augmentation off"
         )
+
+
+def read(data: list[Batch] | Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches that hold examples; the random state stays as it is."""
+    empty = True
+    state = torch.get_rng_state()
+    batches = iter(data)  # a DataLoader draws a number here
+    torch.set_rng_state(state)
+    for inputs, targets in map(as_pair, batches):
+        if len(targets):
+            empty = False
+            yield inputs, targets
+    if empty:
+        raise ValueError("the data are empty: at least one example is needed")
+
+
+def known_length(data: list[Batch] | Iterable[Batch]) -> int | None:
+    """Return the number of examples, where a DataLoader knows it without being read."""
+    if isinstance(data, DataLoader) and not getattr(data.batch_sampler, "drop_last", True):
+        return len(data.batch_sampler.sampler)  # type: ignore[union-attr]
+    return None
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -114,6 +144,24 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dicts, in their order."""
+    found: list[Tensor] = []
+
+    def collect(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_tensors(collect, value)
+    return found
+
+
+def with_tensors(value: Any, tensors: Iterable[Tensor]) -> Any:
+    """`value` with other tensors in the place of its own, in the order of `tensors_of`."""
+    others = iter(tensors)
+    return map_tensors(lambda _: next(others), value)
+
+
 def move(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """`x` on `device`; in `dtype` if it is of half precision; with derivatives allowed."""
     x = x.clone() if x.is_inference() else x
@@ -121,12 +169,15 @@ def move(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return x.to(device, dtype if half else None, non_blocking=True)
 
 
-def gather(batches: Iterable[Batch], indices: Tensor) -> Batch:
+def pick(data: list[Batch] | Iterable[Batch], indices: Tensor) -> Batch:
     """Pick examples, numbered through all batches, into one batch, in the order asked for."""
-    batches, indices = list(batches), indices.cpu()
+    if isinstance(data, DataLoader):
+        return as_pair(data.collate_fn([data.dataset[int(i)] for i in indices]))
+    batches, indices = list(data), indices.cpu()
     if len(batches) == 1:
         return take(batches[0], indices)
-    starts = torch.tensor([0] + [len(targets) for _, targets in batches]).cumsum(0)
+    sizes = [len(targets) for _, targets in batches]
+    starts = torch.tensor([0, *sizes], device="cpu").cumsum(0)
     owner = torch.searchsorted(starts, indices, right=True) - 1
     picked = [
         take(batches[b], indices[owner == b] - starts[b]) for b in sorted(set(owner.tolist()))
@@ -139,6 +190,79 @@ def gather(batches: Iterable[Batch], indices: Tensor) -> Batch:
 def take(batch: Batch, rows: Tensor) -> Batch:
     """Pick rows of a batch, in the order asked for."""
     return map_tensors(lambda x: x[rows.to(x.device)], batch)
+
+
+def of_examples(batches: Iterable[Batch], outputs: Outputs) -> Iterator[Batch]:
+    """Yield `batches`, and refuse those whose rows are not their examples."""
+    unchecked = True
+    for batch in batches:
+        inputs, targets = batch
+        if any(x.shape[:1] != targets.shape[:1] for x in tensors_of(inputs)):
+            raise _no_examples(batch)
+        if unchecked and len(targets) > 1:
+            _check_order(batch, partial(take, batch), outputs)
+            unchecked = False
+        yield batch
+
+
+def check_sampling(
+    data: list[Batch] | Iterable[Batch],
+    batches: Iterable[Batch],
+    examples: Callable[[Tensor], Batch],
+    outputs: Outputs,
+) -> None:
+    """Refuse data of which `examples` cannot pick single ones, and read all `batches`."""
+    if not isinstance(data, DataLoader):  # of which the data set is asked, not the batches
+        deque(of_examples(batches, outputs), maxlen=0)
+        return
+    start, unchecked = 0, True
+    for batch in batches:
+        if unchecked and len(batch[1]) > 1:
+            _check_order(batch, examples, outputs, start)
+            unchecked = False
+        start += len(batch[1])
+
+
+def _check_order(
+    batch: Batch, examples: Callable[[Tensor], Batch], outputs: Outputs, start: int = 0
+) -> None:
+    """Refuse a batch whose examples, numbered from `start`, have other outputs in other order.
+
+    So it is where rows are steps of time. What a layer makes of all examples together, such as
+    the statistics of a batch, does not depend on their order.
+    """
+    count = min(ROWS, max(2, len(batch[1]) - 1))  # fewer, if possible: the outputs must be too
+    rows = torch.arange(count, device="cpu")
+    order = torch.cat([rows[1::2], rows[::2]])
+    try:
+        straight, mixed = (_outputs_of(examples(start + i), outputs) for i in (rows, order))
+    except ValueError as error:
+        raise _no_examples(batch) from error
+    for x, y in zip(straight, mixed, strict=True):
+        if x.shape[:1] != (count,) or not _close(x[order.to(x.device)], y):
+            raise _no_examples(batch)
+
+
+def _outputs_of(batch: Batch, outputs: Outputs) -> list[Tensor]:
+    with fits(batch[0]):
+        return tensors_of(outputs(batch[0]))
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors differ by rounding alone."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return torch.equal(x, y)
+    rounding = torch.finfo(x.dtype).eps ** 0.5
+    size = float(x.abs().nan_to_num(0, 0, 0).max())
+    return torch.allclose(x, y, rtol=rounding, atol=rounding * size, equal_nan=True)
+
+
+def _no_examples(batch: Batch) -> ValueError:
+    return ValueError(
+        "single examples are needed here, so row i of every input, of the targets and of the "
+        f"outputs must be example i, which does not hold of inputs: {_shapes(batch[0])}, and "
+        f"targets: {_shapes(batch[1])}"
+    )
 
 
 def _concatenate(values: list[Any]) -> Any:

@@ -17,6 +17,13 @@ def norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
     return [(k, m) for k, m in model.named_modules() if isinstance(m, _BatchNorm)]
 
 
+def running_names(model: nn.Module) -> list[str]:
+    """Names of the buffers that hold running means and variances."""
+    owners = [name for name, layer in norms(model) if layer.running_mean is not None]
+    kinds = ("running_mean", "running_var")
+    return [f"{name}.{kind}" if name else kind for name in owners for kind in kinds]
+
+
 def check_policy(model: nn.Module, policy: str, data: Any) -> None:
     """Refuse a policy that does not exist, or that the model or the data do not allow."""
     if policy not in get_args(BatchNormPolicy):
@@ -25,7 +32,8 @@ def check_policy(model: nn.Module, policy: str, data: Any) -> None:
     for name, layer in norms(model):
         if policy != "batch" and layer.running_mean is None:
             raise ValueError(
-                f"{name} keeps no running statistics: batchnorm must be 'batch', got {policy!r}"
+                f"{name or 'the model'} keeps no running statistics: batchnorm must be "
+                f"'batch', got {policy!r}"
             )
     if not norms(model) or policy == "eval" or not isinstance(data, list):
         return

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import grad, vmap
 
-from landscape_core.batches import map_tensors
+from landscape_core.batches import Batch, map_tensors, take, tensors_of, with_tensors
 
 Criterion = Callable[[Any, Tensor], Tensor]
 LABELLED = (nn.CrossEntropyLoss, nn.NLLLoss, F.cross_entropy, F.nll_loss)
@@ -42,6 +42,28 @@ def split_gradient(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Te
     with torch.enable_grad():
         total = split_loss(criterion, leaf, targets).sum()
         return torch.autograd.grad(total, leaf)[0]
+
+
+def example_gradients(
+    loss: Callable[[Tensor, Batch], Tensor], theta: Tensor, batch: Batch, chunk: int | None
+) -> Tensor:
+    """Gradient in theta of the loss of each example of a batch, shape (b, n)."""
+
+    def one(theta: Tensor, tensors: list[Tensor], target: Tensor) -> Tensor:
+        inputs = with_tensors(batch[0], [x.unsqueeze(0) for x in tensors])
+        return loss(theta, (inputs, target.unsqueeze(0)))
+
+    try:
+        each = vmap(grad(one), in_dims=(None, 0, 0), chunk_size=chunk)
+        return each(theta, tensors_of(batch[0]), batch[1]).detach()
+    except RuntimeError:  # vmap does not follow every layer, such as recurrent ones
+        leaf = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = (
+                loss(leaf, take(batch, torch.tensor([i], device="cpu")))
+                for i in range(len(batch[1]))
+            )
+            return torch.stack([torch.autograd.grad(value, leaf)[0] for value in losses])
 
 
 def check_callable(criterion: Any) -> None:
@@ -90,8 +112,15 @@ def _are_labels(targets: Tensor) -> bool:
     return not (targets.is_floating_point() or targets.is_complex())
 
 
-def check_criterion(criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor) -> None:
-    """Refuse a `loss` of the first batch that is not the finite mean over its examples."""
+def check_criterion(
+    criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor, theta: Tensor
+) -> None:
+    """Refuse a `loss` of the first batch that is not the finite mean, a function of theta."""
+    slope = None
+    if loss.requires_grad:
+        slope = torch.autograd.grad(loss, theta, allow_unused=True)[0]
+    if slope is None:
+        raise ValueError("the loss does not depend on theta: it carries no gradient")
     loss = loss.detach()
     if not bool(loss.isfinite()):
         raise ValueError(f"the loss of the first batch must be finite, got {float(loss)}")
@@ -252,11 +281,4 @@ def writes_nothing(inputs: Any) -> Iterator[None]:
 
 def _versions(value: Any) -> list[int]:
     """How often each tensor in `value` was written to."""
-    found: list[Tensor] = []
-
-    def collect(x: Tensor) -> Tensor:
-        found.append(x)
-        return x
-
-    map_tensors(collect, value)
-    return [x._version for x in found]
+    return [x._version for x in tensors_of(value)]

@@ -7,7 +7,6 @@ by :func:`torch.func.functional_call`: its parameters, buffers and gradients nev
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -15,24 +14,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.utils.data import DataLoader
+from torch.func import functional_call
 
 from landscape_core import backends
 from landscape_core.batches import (
     Batch,
     as_batches,
     as_call,
-    as_pair,
+    check_sampling,
     fits,
-    gather,
     hits,
+    known_length,
     logits_of,
     map_tensors,
     move,
-    take,
+    of_examples,
+    pick,
+    read,
 )
-from landscape_core.batchnorm import BatchNormPolicy, averaged, check_policy, norms
+from landscape_core.batchnorm import BatchNormPolicy, averaged, check_policy, running_names
 from landscape_core.criteria import (
     Criterion,
     MeanCheck,
@@ -40,6 +40,7 @@ from landscape_core.criteria import (
     check_criterion,
     check_targets,
     draws_nothing,
+    example_gradients,
     split_loss,
     writes_nothing,
 )
@@ -61,16 +62,24 @@ class Objective:
     batches : pair, sequence of pairs, or DataLoader
         One ``(inputs, targets)``, a list of them, or a loader that gives the same batches every
         time. Inputs may be a tensor, a tuple (positional arguments) or a dict (keyword
-        arguments); the first axis of targets counts the examples. A dict with ``"labels"``, as
-        Hugging Face loaders give, is inputs and targets in one. Batches may be of different
-        sizes: every mean is over examples, not over batches.
+        arguments). A dict with ``"labels"``, as Hugging Face loaders give, is inputs and
+        targets in one. An example is a row of targets. Measures that sample examples, or take
+        them one by one, need the same row of every input and of the outputs to belong to it.
+        Batches may be of different sizes: every mean is over examples, not over batches.
     parameters : str, sequence of str, callable or None
         Which parameters make up theta; see :class:`ParameterSpace`.
     batchnorm : {"eval", "batch", "refresh"}
         ``"eval"``: BatchNorm uses the model's running statistics. ``"batch"``: each batch uses
         its own, so L depends on how the data are batched. ``"refresh"``: the statistics are
-        estimated again from all the data at each theta, then held fixed; curvature is taken at
-        fixed statistics. All other layers (dropout too) are in eval mode under every policy.
+        estimated again from all the data. All other layers (dropout too) are in eval mode
+        under every policy. Under ``"refresh"`` the statistics are
+
+        - estimated at every point by the loss, the accuracy, ``line``, ``plane``,
+          ``path_profile``, ``random_sharpness``, ``flatness_profile``, ``noise_robustness``,
+          and for the rise that ``worst_sharpness`` and ``box_sharpness`` find;
+        - held at those of theta by the gradient, all matrices (also for the curvature that
+          comes with a line or a plane), the search of the worst rise, ``m_sharpness``,
+          ``batch_sharpness`` and the noise scales.
 
     Attributes
     ----------
@@ -122,6 +131,7 @@ class Objective:
         self._buffers: dict[str, Tensor] = self._place(buffers)
         self._data = as_batches(batches, self._place)
         check_policy(model, batchnorm, self._data)
+        self._sampled = False  # whether it has been checked that single examples exist
         self._unchecked: MeanCheck | None = None
         self._unchecked = self._check_criterion()  # until all batches have been read
 
@@ -141,39 +151,30 @@ class Objective:
     @property
     def examples(self) -> int:
         """Number of examples in the data."""
-        data = self._data
-        if isinstance(data, DataLoader) and not getattr(data.batch_sampler, "drop_last", True):
-            return len(data.dataset)  # type: ignore[arg-type]
-        return sum(len(targets) for _, targets in self.batches())
+        known = known_length(self._data)
+        return sum(len(y) for _, y in self.batches()) if known is None else known
 
     def batches(self) -> Iterator[Batch]:
         """Yield the data, batch by batch, on the model's device; the first time, checked."""
-        empty, check = True, self._unchecked
-        state = torch.get_rng_state()
-        data = iter(self._data)  # a DataLoader draws a number here
-        torch.set_rng_state(state)
-        for inputs, targets in map(as_pair, data):
-            if len(targets):
-                empty = False
-                inputs, targets = self._place(inputs), self._place(targets)
-                if check is not None:
+        check = self._unchecked
+        for batch in read(self._data):
+            inputs, targets = self._place(batch[0]), self._place(batch[1])
+            if check is not None:
+                with backends.full_precision(self.space.device):
                     check(targets, partial(self._some_outputs, inputs))
-                yield inputs, targets
-        if empty:
-            raise ValueError("the data are empty: at least one example is needed")
+            yield inputs, targets
         if check is self._unchecked:
             self._unchecked = None
 
     def sample(self, indices: Tensor) -> Batch:
-        """Return the examples at `indices`, shape (b,), as one batch."""
-        if self._unchecked is not None:
-            deque(self.batches(), maxlen=0)
-        if isinstance(self._data, DataLoader):
-            dataset, collate = self._data.dataset, self._data.collate_fn
-            inputs, targets = as_pair(collate([dataset[int(i)] for i in indices]))
-        else:
-            inputs, targets = gather(self._data, indices)
-        return self._place(inputs), self._place(targets)
+        """Return the examples at `indices`, shape (b,), as one batch.
+
+        ValueError where the rows of inputs, targets and outputs are not the examples.
+        """
+        if not self._sampled:
+            check_sampling(self._data, self.batches(), self._pick, self._some_outputs)
+            self._sampled = True
+        return self._pick(indices)
 
     def loss(self, theta: Tensor | None = None) -> Tensor:
         """Mean loss over all examples at theta, a scalar tensor."""
@@ -250,7 +251,8 @@ class Objective:
 
     def output_loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """Mean loss of outputs, a scalar."""
-        loss = self.criterion(outputs, targets)
+        with backends.full_precision(self.space.device):
+            loss = self.criterion(outputs, targets)
         if not isinstance(loss, Tensor):
             raise TypeError(f"criterion must return a tensor, got {type(loss).__name__}")
         if loss.ndim != 0:
@@ -262,14 +264,12 @@ class Objective:
 
         In the order of the data. The second is None where targets are not class labels.
         """
-        theta = self._at(theta)
-        statistics = self.statistics(theta)
-        parameters = self.space.unflatten(theta)
+        forward = self.forward_at(theta)
         losses, correct = [], []
-        with torch.no_grad():
+        with torch.no_grad(), backends.full_precision(self.space.device):
             for inputs, targets in self.batches():
                 with self._modes(), fits(inputs):
-                    outputs = self._outputs(parameters, inputs, statistics)
+                    outputs = forward(inputs)
                 losses.append(split_loss(self.criterion, outputs, targets))
                 correct.append(hits(outputs, targets))
         labelled = [of_batch for of_batch in correct if of_batch is not None]
@@ -293,24 +293,14 @@ class Objective:
             raise ValueError("per-example gradients need batchnorm='eval' or 'refresh'")
         theta = self._at(theta)
         statistics = self.statistics(theta)
-
-        def loss(theta: Tensor, inputs: Any, target: Tensor) -> Tensor:
-            single = map_tensors(lambda x: x.unsqueeze(0), inputs), target.unsqueeze(0)
-            return self.batch_loss(theta, single, statistics)
-
-        per_example = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)
-        for inputs, targets in self.batches():
-            try:
-                with backends.full_precision(self.space.device):
-                    found = per_example(theta, inputs, targets).detach()
-            except RuntimeError:  # vmap does not follow every layer, such as recurrent ones
-                rows = (take((inputs, targets), torch.tensor([i])) for i in range(len(targets)))
-                singles = [self.batch_gradient(theta, row, statistics) for row in rows]
-                found = torch.stack(singles)
+        loss = partial(self.batch_loss, statistics=statistics)
+        for batch in of_examples(self.batches(), self._some_outputs):
+            with backends.full_precision(self.space.device):
+                found = example_gradients(loss, theta, batch, chunk_size)
             yield found
 
     def statistics(self, theta: Tensor) -> dict[str, Tensor]:
-        """Buffers that the model is to use at theta; empty where it keeps its own.
+        """Running means and variances to use at theta, by name; empty for the model's own.
 
         Under ``"refresh"``: the means and variances of the batches, averaged over all batches
         in proportion to their examples (and over all uses of a layer). With few, large, mixed
@@ -319,18 +309,21 @@ class Objective:
         """
         if self.batchnorm != "refresh":
             return {}
-        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        for name, layer in norms(self.model):
-            if layer.running_mean is not None:
-                buffers[f"{name}.running_mean"].zero_()
-                buffers[f"{name}.running_var"].zero_()
+        names = running_names(self.model)
+        found = {name: torch.zeros_like(self._buffers[name]) for name in names}
         pieces = self.space.unflatten(theta.detach())
         with averaged(self.model) as begin:
             for inputs, targets in self.batches():
                 begin(len(targets))
                 with torch.no_grad(), self._modes(batch_statistics=True), fits(inputs):
-                    self._outputs(pieces, inputs, buffers)
-        return buffers
+                    self._outputs(pieces, inputs, {}, into=found)
+        return found
+
+    def forward_at(self, theta: Tensor | None = None) -> Callable[[Any], Any]:
+        """Return the outputs at theta as a function of inputs, for `loss_and_accuracy`."""
+        theta = self._at(theta)
+        pieces, statistics = self.space.unflatten(theta), self.statistics(theta)
+        return partial(self._outputs, pieces, statistics=statistics)
 
     def _at(self, theta: Tensor | None) -> Tensor:
         return self.theta if theta is None else self.space.check(theta)
@@ -341,11 +334,13 @@ class Objective:
         return map_tensors(backends.channels_first, placed) if self._channels_first else placed
 
     def _outputs(
-        self, parameters: Mapping[str, Tensor], inputs: Any, statistics: dict[str, Tensor]
-    ) -> Any:
-        # Copies again: BatchNorm and others write into theirs.
-        buffers = statistics or {k: buffer.clone() for k, buffer in self._buffers.items()}
-        state = {**self._constants, **parameters, **buffers}
+        self, parameters: Mapping[str, Tensor], inputs: Any, statistics: dict[str, Tensor],
+        into: Mapping[str, Tensor] | None = None,
+    ) -> Any:  # fmt: skip
+        """What the model makes of `inputs`; `into` are buffers that it may write into."""
+        buffers = {**self._buffers, **statistics}
+        copies = {name: buffer.clone() for name, buffer in buffers.items()}
+        state = {**self._constants, **parameters, **copies, **(into or {})}
         return logits_of(functional_call(self.model, state, *as_call(inputs)))
 
     def _modes(self, batch_statistics: bool = False) -> AbstractContextManager[None]:
@@ -357,15 +352,13 @@ class Objective:
     def _totals(
         self, theta: Tensor, accuracy: bool, forward: Callable[[Any], Any] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        if forward is None:
-            pieces = self.space.unflatten(theta)
-            forward = partial(self._outputs, pieces, statistics=self.statistics(theta))
+        forward = self.forward_at(theta) if forward is None else forward
         loss = correct = torch.zeros((), dtype=torch.float64, device=theta.device)
         count = labelled = 0
         for inputs, targets in self.batches():
             with self._modes(), fits(inputs):
                 outputs = forward(inputs)
-            of_batch = self.criterion(outputs, targets)
+            of_batch = self.output_loss(outputs, targets)
             loss = loss + of_batch.double() * len(targets)
             count += len(targets)
             right = hits(outputs, targets) if accuracy else None
@@ -373,6 +366,10 @@ class Objective:
                 correct = correct + right.sum()
                 labelled += len(targets)
         return loss / count, correct / count if labelled == count else None
+
+    def _pick(self, indices: Tensor) -> Batch:
+        inputs, targets = pick(self._data, indices)
+        return self._place(inputs), self._place(targets)
 
     def _some_outputs(self, inputs: Any) -> Any:
         """Outputs at the objective's own theta and buffers, whatever the policy."""
@@ -389,12 +386,7 @@ class Objective:
             with torch.enable_grad(), fits(batch[0]):
                 outputs = self.batch_outputs(self.space.unflatten(leaf), batch[0], statistics)
         check_targets(self.criterion, outputs, batch[1])
-        with torch.enable_grad():
+        with torch.enable_grad(), backends.full_precision(self.space.device):
             loss = self.output_loss(outputs, batch[1])
-            slope = None
-            if loss.requires_grad:
-                slope = torch.autograd.grad(loss, leaf, allow_unused=True)[0]
-        if slope is None:
-            raise ValueError("the loss does not depend on theta: it carries no gradient")
-        check_criterion(self.criterion, outputs, batch[1], loss)
+            check_criterion(self.criterion, outputs, batch[1], loss, leaf)
         return MeanCheck(self.criterion, outputs, batch[1])

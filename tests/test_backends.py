@@ -36,6 +36,37 @@ def test_full_precision_forbids_tf32_and_gives_the_settings_back(newer):
     assert (cudnn.allow_tf32, cuda.matmul.allow_tf32, cudnn.deterministic) == legacy
 
 
+MEASURES = {
+    "loss": lambda o: o.loss(),
+    "example_values": lambda o: o.example_values()[0],
+    "gradient": lambda o: o.gradient(),
+    "per_example_gradients": lambda o: torch.cat(list(o.per_example_gradients())),
+    "statistics": lambda o: torch.cat(list(o.statistics(o.theta).values())),
+    "Hessian": lambda o: lc.Hessian(o) @ o.theta,
+    "no graphs": lambda o: lc.Hessian(o, memory_budget=0) @ o.theta,
+    "Gauss-Newton": lambda o: lc.GaussNewton(o) @ o.theta,
+    "batch_sharpness": lambda o: torch.tensor(lc.batch_sharpness(o, 10, draws=2).value),
+    "line": lambda o: torch.from_numpy(lc.line(o, o.theta, points=3).loss),
+    "bf16": lambda o: torch.from_numpy(lc.line(o, o.theta, points=3, precision="bf16").loss),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_an_autocast_around_a_measurement_changes_nothing(measure):
+    def criterion(outputs, targets):  # a product, which autocast would round
+        return -((outputs.log_softmax(1) @ torch.eye(3))[range(len(targets)), targets]).mean()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    data = torch.randn(20, 6), torch.arange(20) % 3
+    expected = measure(lc.Objective(model, criterion, data, batchnorm="refresh"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = measure(lc.Objective(model, criterion, data, batchnorm="refresh"))
+        assert torch.is_autocast_enabled("cpu")
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_cropped_images_are_put_in_order_where_strided_shortcuts_need_it(two_threads):
     torch.manual_seed(0)
     model = lc.ResNet((3, 16, 16), 10, width=7, blocks=1)

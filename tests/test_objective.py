@@ -21,14 +21,6 @@ def test_loss_and_gradient_are_those_of_all_examples_at_once(case):
 def test_examples_need_not_lie_along_the_first_axis_of_the_inputs():
     """As with a recurrent network of steps first, and with labels that are flattened."""
 
-    class Last(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.steps, self.head = nn.RNN(4, 5), nn.Linear(5, 3)
-
-        def forward(self, x):
-            return self.head(self.steps(x)[0][-1])
-
     class Flat(nn.Linear):
         def forward(self, x):
             return super().forward(x).flatten(0, 1)
@@ -86,6 +78,92 @@ def test_sample_gives_the_examples_asked_for_across_batches():
         inputs, targets = lc.Objective(model, F.cross_entropy, data).sample(wanted)
         assert sorted(inputs.flatten().tolist()) == sorted(wanted.tolist())
         assert torch.equal(targets, inputs.flatten().long() % 3)
+
+
+class Last(nn.Module):
+    """A recurrent network whose inputs have the steps on the first axis."""
+
+    def __init__(self, steps_first=True):
+        super().__init__()
+        self.steps, self.head = nn.RNN(4, 5), nn.Linear(5, 3)
+        self.steps_first = steps_first
+
+    def forward(self, x):
+        return self.head(self.steps(x if self.steps_first else x.transpose(0, 1))[0][-1])
+
+
+class Scaled(nn.Linear):
+    """All examples share the factors of the features."""
+
+    def forward(self, x, factors):
+        return super().forward(x * factors)
+
+
+TAKES = {
+    "sample": lambda o: o.sample(torch.tensor([3])),
+    "batch_sharpness": lambda o: lc.batch_sharpness(o, 4, draws=2),
+    "per_example_gradients": lambda o: list(o.per_example_gradients()),
+}
+
+
+@pytest.mark.parametrize("steps", [6, 7])
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+def test_examples_are_not_taken_along_another_axis_than_theirs(take, steps):
+    torch.manual_seed(0)
+    x, y = torch.randn(steps, 6, 4), torch.arange(6) % 3
+    with pytest.raises(ValueError, match="single examples are needed here, so row i of every"):
+        take(lc.Objective(Last(), F.cross_entropy, (x, y)))
+    inputs = torch.randn(4, 4), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    with pytest.raises(ValueError, match=r"inputs: .*\(4, 4\), 1: .*\(4,\), and targets: "):
+        take(lc.Objective(Scaled(4, 3), F.cross_entropy, (inputs, y[:4])))
+    first = lc.Objective(Last(steps_first=False), F.cross_entropy, (x.transpose(0, 1), y))
+    take(first)
+
+
+def test_a_loader_puts_its_examples_on_the_axis_that_the_model_wants():
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 6, 4), torch.arange(6) % 3
+
+    def collate(examples):
+        steps, targets = zip(*examples, strict=True)
+        return torch.stack(steps, 1), torch.stack(targets)
+
+    loader = DataLoader(TensorDataset(x, y), batch_size=4, collate_fn=collate)
+    objective = lc.Objective(Last(), F.cross_entropy, loader)
+    inputs, targets = objective.sample(torch.tensor([5, 2]))
+    assert torch.equal(inputs, x[[5, 2]].transpose(0, 1))
+    assert torch.equal(targets, y[[5, 2]])
+    with pytest.raises(ValueError, match="single examples are needed here"):
+        list(objective.per_example_gradients())
+
+
+def test_examples_that_share_the_statistics_of_their_batch_are_sampled():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+    data = torch.randn(20, 4), torch.arange(20) % 3
+    for policy in ("eval", "batch", "refresh"):
+        objective = lc.Objective(model, F.cross_entropy, data, batchnorm=policy)
+        inputs, _ = objective.sample(torch.tensor([7, 3]))
+        assert torch.equal(inputs, data[0][[7, 3]])
+
+
+def test_flags_among_the_inputs_belong_to_every_example():
+    class Flagged(nn.Linear):
+        def forward(self, x, double=False, mask=None):
+            assert double is True
+            assert mask is None
+            return super().forward(2 * x)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 4), torch.arange(9) % 3
+    plain = lc.Objective(nn.Linear(4, 3), F.cross_entropy, (2 * x, y))
+    expected = torch.cat(list(plain.per_example_gradients(plain.theta)))
+    for inputs in ({"x": x, "double": True, "mask": None}, (x, True, None)):
+        objective = lc.Objective(Flagged(4, 3), F.cross_entropy, [(inputs, y)])
+        found = torch.cat(list(objective.per_example_gradients(plain.theta, chunk_size=2)))
+        torch.testing.assert_close(found, expected)
+        noise = lc.exact_noise_scale(objective, theta=plain.theta)
+        assert noise.scale.value == pytest.approx(lc.exact_noise_scale(plain).scale.value)
 
 
 def test_batchnorm_policies_use_the_statistics_they_name():

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 import landscape_core as lc
 
@@ -212,6 +219,23 @@ def test_loaders_that_augment_at_random_are_refused():
         lc.Objective(nn.Linear(4, 3), F.cross_entropy, DataLoader(Noisy(), batch_size=3))
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_loaders_of_whole_batches_are_refused(shuffle):
+    x, y = data()
+    batches = [(x[:6], y[:6]), (x[6:], y[6:])]
+    loader = DataLoader(batches, batch_size=None, shuffle=shuffle)
+    with pytest.raises(ValueError, match="put the batches together itself, got batch_size=Non"):
+        lc.Objective(nn.Linear(4, 3), F.cross_entropy, loader)
+    assert lc.Objective(nn.Linear(4, 3), F.cross_entropy, list(loader)).examples == 12
+
+
+def test_a_loader_of_a_part_has_as_many_examples_as_it_gives():
+    part = SequentialSampler(range(5))
+    loader = DataLoader(TensorDataset(*data()), batch_size=2, sampler=part)
+    objective = lc.Objective(nn.Linear(4, 3), F.cross_entropy, loader)
+    assert objective.examples == sum(len(y) for _, y in objective.batches()) == 5
+
+
 def test_a_loader_leaves_the_random_state_alone():
     loader = DataLoader(TensorDataset(*data()), batch_size=5)
     model = nn.Linear(4, 3)
@@ -275,6 +299,49 @@ def test_buffers_that_count_calls_do_not_count_ours():
     objective = lc.Objective(model, F.cross_entropy, data())
     lc.top_eigenpairs(lc.Hessian(objective), 2)
     assert float(model.calls) == 0
+
+
+def test_nor_do_they_count_between_products_at_refreshed_statistics():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
+            self.register_buffer("passes", torch.zeros(()))
+
+        def forward(self, x):
+            self.passes += 1
+            return self.head(torch.tanh(self.passes * self.norm(x)))
+
+    class Plain(Counting):
+        def forward(self, x):
+            return self.head(torch.tanh(self.norm(x)))
+
+    x, y = data()
+    batches = [(x[:6], y[:6]), (x[6:], y[6:])]
+    model, plain = Counting(), Plain()
+    plain.load_state_dict(model.state_dict())
+    objective, expected = (
+        lc.Objective(m, F.cross_entropy, batches, batchnorm="refresh") for m in (model, plain)
+    )
+    torch.testing.assert_close(objective.loss(), expected.loss())
+    held = objective.statistics(objective.theta)
+    for _ in range(2):
+        torch.testing.assert_close(objective.gradient(None, held), expected.gradient())
+    v = torch.ones(objective.n)
+    for budget in (None, 0):
+        H = lc.Hessian(objective, memory_budget=budget)
+        for _ in range(2):
+            torch.testing.assert_close(H @ v, lc.Hessian(expected) @ v)
+
+
+def test_a_model_that_is_itself_a_batch_norm_is_refreshed():
+    x, y = data(features=3)
+    objective = lc.Objective(nn.BatchNorm1d(3), F.cross_entropy, (x, y), batchnorm="refresh")
+    expected = F.cross_entropy((x - x.mean(0)) / (x.var(0) + 1e-5).sqrt(), y)
+    torch.testing.assert_close(objective.loss().float(), expected)
+    bare = nn.BatchNorm1d(3, track_running_stats=False)
+    with pytest.raises(ValueError, match="the model keeps no running statistics"):
+        lc.Objective(bare, F.cross_entropy, (x, y))
 
 
 def test_one_logit_and_counts_have_no_invented_accuracy():
