@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from landscape_core.batches import Batch
 from landscape_core.criteria import origin, split_gradient
-from landscape_core.curvature.hessian import ObjectiveOperator, check_differentiable, derivative
+from landscape_core.curvature.differentiable import check_differentiable
+from landscape_core.curvature.graphs import check_losses
+from landscape_core.curvature.hessian import ObjectiveOperator, derivative
 from landscape_core.curvature.probes import generator
 from landscape_core.objective import Objective
 
@@ -91,6 +94,7 @@ class GaussNewton(ObjectiveOperator):
         self, outputs: Tensor, loss: Tensor, targets: Tensor, index: int
     ) -> OutputProduct:
         """Return the product with M over the number of examples, for the outputs of a batch."""
+        self._check_criterion(outputs, targets)
         with torch.enable_grad():
             slope = torch.autograd.grad(loss, outputs, create_graph=True)[0]
         if not slope.requires_grad:  # a criterion linear in the outputs has no curvature
@@ -145,6 +149,10 @@ class Fisher(GaussNewton):
     True
     """
 
+    kind: FisherKind
+    samples: int
+    seed: int
+
     def __init__(
         self,
         objective: Objective,
@@ -159,13 +167,13 @@ class Fisher(GaussNewton):
         if kind not in get_args(FisherKind):
             options = ", ".join(map(repr, get_args(FisherKind)))
             raise ValueError(f"kind must be one of {options}, got {kind!r}")
-        if not isinstance(seed, int) or seed < 0:
+        if not isinstance(seed, Integral) or seed < 0:
             raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
-        if not isinstance(samples, int) or samples < 1:
+        if not isinstance(samples, Integral) or samples < 1:
             raise ValueError(f"samples must be a whole number >= 1, got {samples}")
         if kind == "empirical" and objective.batchnorm == "batch":
             raise ValueError("single examples have no gradient under batchnorm='batch'")
-        self.kind, self.samples, self.seed = kind, samples, seed
+        self.kind, self.samples, self.seed = kind, int(samples), int(seed)
 
     def _output_product(
         self, outputs: Tensor, loss: Tensor, targets: Tensor, index: int
@@ -182,6 +190,7 @@ class Fisher(GaussNewton):
         p = fixed.softmax(1)
         if self.kind == "exact":
             return lambda w: p * (w - (p * w).sum(-1, keepdim=True)) / len(p)
+        check_losses([loss], index)
         rng = generator(1_000_003 * self.seed + index, fixed.device)
         labels = torch.multinomial(p, self.samples, replacement=True, generator=rng)  # (b, S)
         one_hot = F.one_hot(labels.T, p.shape[1])  # (S, b, C)

@@ -148,10 +148,10 @@ def _saved_tensors(node: torch.autograd.graph.Node) -> Iterator[Tensor]:
                     yield item
 
 
-def check_losses(losses: list[Tensor]) -> None:
-    """Refuse a loss that is not finite, and name its batch."""
+def check_losses(losses: list[Tensor], first: int = 0) -> None:
+    """Refuse a loss that is not finite, and name its batch, the first having that number."""
     values = torch.stack([loss.detach().double().cpu() for loss in losses])
-    for index, value in enumerate(values.tolist()):
+    for index, value in enumerate(values.tolist(), first):
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss of every batch must be finite, got {value} for batch {index}: "

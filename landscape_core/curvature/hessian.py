@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from landscape_core.backends import full_precision
 from landscape_core.batches import Batch
+from landscape_core.curvature.differentiable import check_criterion, check_differentiable
 from landscape_core.curvature.graphs import PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
 from landscape_core.curvature.rewrites import CheapSecondDerivatives, ExactLayerNorm
@@ -34,7 +35,7 @@ class ObjectiveOperator(SymmetricOperator):
         space = objective.space
         super().__init__(space.n, space.dtype, space.device)
         self.objective = objective
-        self.theta = objective.theta if theta is None else space.check(theta)
+        self.theta = objective.theta if theta is None else space.check(theta).clone()
         self._statistics = objective.statistics(self.theta)
         # One leaf to a parameter: a block then differentiates only what it needs.
         pieces = space.unflatten(self.theta.clone())
@@ -42,6 +43,7 @@ class ObjectiveOperator(SymmetricOperator):
         self._chosen = space.names
         self._graphs: PerBatch[Any] = PerBatch(objective, memory_budget)
         self._rewritten = True
+        self._sound = False  # whether the criterion was found to be differentiable twice
         self._batched = _together_pays(objective.model, space.n, space.device)
 
     @property
@@ -105,6 +107,11 @@ class ObjectiveOperator(SymmetricOperator):
         with cheap if self._rewritten else ExactLayerNorm():
             return self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
 
+    def _check_criterion(self, outputs: Any, targets: Tensor) -> None:
+        """Refuse a criterion that autograd differentiates only once, until one is sound."""
+        if not self._sound:
+            self._sound = check_criterion(self.objective.output_loss, outputs, targets)
+
     def _pieces(self, rows: Tensor) -> dict[str, Tensor]:
         """Views of `rows`, shape (k, n), one to a parameter, shape (k, ...)."""
         sizes = [self._leaves[name].numel() for name in self._chosen]
@@ -154,9 +161,11 @@ class Hessian(ObjectiveOperator):
         Where; None is the objective's own theta.
     method : {"autograd", "finite_difference"}
         ``"finite_difference"`` needs only first derivatives: central differences of gradients
-        at a distance of ``(1 + |theta| / 10) * eps ** (1/3)``, where ``eps ** (1/3)`` is 5e-3
-        in float32 and 6e-6 in float64. The relative error is about ``eps ** (2/3)`` at best,
-        more where theta is large against the distance, or the loss has kinks within it.
+        at a distance of ``(1 + |theta| / 10) * eps ** (1/3) / 10``, where ``eps ** (1/3)`` is
+        5e-3 in float32 and 6e-6 in float64. A product costs four gradients: two more, at twice
+        the distance, tell its error, and no residual is claimed to be below that. It is about
+        ``eps ** (2/3)`` at best. Where the loss has kinks within the distance, as that of a
+        ReLU network in float32, it may be as large as the product: use float64 there.
     memory_budget : float or None
         Bytes to keep between products: less memory, more time. None is a quarter of what is
         free; 0 keeps nothing.
@@ -194,23 +203,19 @@ class Hessian(ObjectiveOperator):
         self.method = method
         if method == "finite_difference":
             self.rounding = torch.finfo(self.dtype).eps ** (2 / 3)
+        self._largest = self._error = 0.0  # largest product of a unit vector, and its error
 
     def _graph(self, batch: Batch, index: int) -> _GradientGraph:
         leaves = self._leaves
         with torch.enable_grad():
             outputs = self._outputs(batch)
+            self._check_criterion(outputs, batch[1])
             loss = self.objective.output_loss(outputs, batch[1])
             pieces = torch.autograd.grad(
                 loss, list(leaves.values()), create_graph=True, allow_unused=True
             )
         named = zip(leaves, pieces, strict=True)
         gradient = {k: g for k, g in named if g is not None and g.requires_grad}
-        if not gradient:
-            raise ValueError(
-                "the gradient does not depend on theta: the loss is linear in theta, or the "
-                f"backward pass of {last_operation(loss)} cannot be differentiated; "
-                "method='finite_difference' needs only first derivatives"
-            )
         check_differentiable(gradient.values(), loss)
         return _GradientGraph(loss.detach(), leaves, gradient)
 
@@ -235,14 +240,25 @@ class Hessian(ObjectiveOperator):
         if not bool(length > 0):
             return torch.zeros_like(v)
         size = 1 + 0.1 * float(self.theta.norm())
-        step = size * torch.finfo(self.dtype).eps ** (1 / 3) / length
+        step = 0.1 * size * torch.finfo(self.dtype).eps ** (1 / 3) / length
         pieces = {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items()}
         pieces |= {name: piece[0] for name, piece in self._pieces(v.unsqueeze(0)).items()}
         along = space.flatten(pieces)
-        ahead = self.objective.gradient(self.theta + step * along, self._statistics)
-        behind = self.objective.gradient(self.theta - step * along, self._statistics)
-        rise = space.unflatten((ahead - behind) / (2 * step))
-        return torch.cat([rise[name].reshape(-1) for name in self._chosen])
+
+        def product(step: Tensor) -> Tensor:
+            ahead = self.objective.gradient(self.theta + step * along, self._statistics)
+            behind = self.objective.gradient(self.theta - step * along, self._statistics)
+            rise = space.unflatten((ahead - behind) / (2 * step))
+            return torch.cat([rise[name].reshape(-1) for name in self._chosen])
+
+        near, far = product(step), product(2 * step)
+        # A jump of the gradient next to theta enters the far one with half of its weight.
+        error = 2 * float((near - far).norm() / length)
+        self._error = max(self._error, error)
+        self._largest = max(self._largest, error, float(near.norm() / length))
+        least = torch.finfo(self.dtype).eps ** (2 / 3)
+        self.rounding = max(least, self._error / self._largest) if self._largest else least
+        return near
 
 
 @dataclass
@@ -286,45 +302,6 @@ def derivative(
     )
     named = zip(inputs, products, strict=True)
     return {k: p if together else p.unsqueeze(0) for k, p in named if p is not None}
-
-
-def check_differentiable(derivatives: Iterable[Tensor], loss: Tensor) -> None:
-    """Refuse derivatives that pass through a function which can be differentiated only once.
-
-    Autograd would leave the part below it out of a product, without a word.
-    """
-    todo: list[Any] = [value.grad_fn for value in derivatives]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        if "WeightNorm" in node.name():
-            raise ValueError(
-                "torch's fused weight_norm has a wrong second derivative, so that the product "
-                "would not be symmetric: write weight = g * v / v.norm(...) in its place"
-            )
-        if node.name() == "torch::autograd::Error":
-            raise ValueError(
-                "the loss has no second derivative: the backward pass of "
-                f"{last_operation(loss)} cannot be differentiated; "
-                "Hessian(..., method='finite_difference') needs only first derivatives"
-            )
-        following = {each for each, _ in node.next_functions if each is not None} - seen
-        seen |= following
-        todo += following
-
-
-def last_operation(value: Tensor) -> str:
-    """Name the custom function, or else the last operation, that made `value`."""
-    todo, seen = [value.grad_fn], set()
-    while todo:
-        node = todo.pop(0)
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            return node.name().removesuffix("Backward")
-        todo += [following for following, _ in node.next_functions]
-    return value.grad_fn.name().removesuffix("Backward0") if value.grad_fn else "the criterion"
 
 
 def _together_pays(model: nn.Module, n: int, device: torch.device) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from landscape_core.backends import full_precision
+from landscape_core.curvature.differentiable import check_criterion, check_differentiable
+from landscape_core.curvature.graphs import explained
 from landscape_core.curvature.operators import SymmetricOperator
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.geometry.noise import NoiseScale
@@ -41,6 +44,11 @@ def exact_noise_scale(
     chunk_size : int or None
         Examples that are differentiated at once.
     progress : bool
+
+    Raises
+    ------
+    FloatingPointError
+        If a gradient is not finite.
     """
     total = torch.zeros(objective.n, dtype=torch.float64, device=objective.space.device)
     squares, count = torch.zeros((), dtype=torch.float64, device=total.device), 0
@@ -48,10 +56,16 @@ def exact_noise_scale(
     blocks = objective.per_example_gradients(theta, chunk_size)
     for block in progress_bar(blocks, desc="examples", unit="batch", progress=progress):
         origin = block[0].double() if count == 0 else origin
-        shifted = block.double() - origin
-        total += shifted.sum(0)
-        squares += shifted.square().sum()
+        for part in block.split(chunk_size or len(block)):
+            shifted = part.double() - origin
+            total += shifted.sum(0)
+            squares += shifted.square().sum()
         count += len(block)
+    if not bool(torch.isfinite(squares)):
+        raise FloatingPointError(
+            "the gradient of every example must be finite, got one that is not: theta or the "
+            "data hold nan or inf"
+        )
     mean = total / count
     trace = max(0.0, float(squares) / count - float(mean.square().sum()))
     gradient = float((mean + origin).square().sum())
@@ -78,8 +92,10 @@ class NoiseAlignment:
         r"""The same over the mean curvature :math:`\mathrm{Tr} A / n`.
 
         1 for noise that does not know the curvature; far above 1 where the noise is along the
-        steep directions (Zhu et al. 2019, arXiv:1803.00195).
+        steep directions (Zhu et al. 2019, arXiv:1803.00195). ValueError if the trace is 0.
         """
+        if trace.value == 0:
+            raise ValueError("the mean curvature must not be 0, got a trace of 0")
         ratio = self.curvature.value / (trace.value / n)
         error = abs(ratio) * math.hypot(self.curvature.relative_error, trace.relative_error)
         return Estimate(ratio, error, self.curvature.samples)
@@ -113,7 +129,7 @@ def noise_alignment(
         A generator must be on the CPU.
     progress : bool
     """
-    if not isinstance(examples, int) or examples < 4 or examples % 2:
+    if not isinstance(examples, Integral) or examples < 4 or examples % 2:
         raise ValueError(f"examples must be an even number >= 4, got {examples!r}")
     if operator.n != objective.n:
         raise ValueError(f"the operator must have n = {objective.n}, got n = {operator.n}")
@@ -121,7 +137,7 @@ def noise_alignment(
     theta = objective.theta if theta is None else objective.space.check(theta)
     statistics = objective.statistics(theta)
     rng = generator(seed, torch.device("cpu"))
-    rows = torch.randint(0, objective.examples, (examples // 2, 2), generator=rng)
+    rows = torch.randint(0, objective.examples, (examples // 2, 2), generator=rng, device="cpu")
     bent, lengths = [], []
     for pair in progress_bar(rows, desc="noise", unit="pair", progress=progress):
         first, second = (
@@ -167,22 +183,35 @@ def batch_sharpness(
     -------
     Estimate
         With a delta-method error over the minibatches.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or the loss has no second derivative.
+    FloatingPointError
+        If a gradient or a product is not finite.
     """
     count = objective.examples
-    if not isinstance(batch_size, int) or not 1 <= batch_size <= count:
+    if not isinstance(batch_size, Integral) or not 1 <= batch_size <= count:
         raise ValueError(f"batch_size must lie from 1 to {count}, got {batch_size!r}")
-    if draws < 2:
-        raise ValueError(f"draws must be at least 2, got {draws}")
+    if not isinstance(draws, Integral) or draws < 2:
+        raise ValueError(f"draws must be at least 2, got {draws!r}")
     theta = objective.theta if theta is None else objective.space.check(theta)
     statistics = objective.statistics(theta)
     rng = generator(seed, torch.device("cpu"))
-    bent, lengths = [], []
-    for _ in progress_bar(range(draws), desc="batches", unit="batch", progress=progress):
-        batch = objective.sample(torch.randperm(count, generator=rng)[:batch_size])
+    bent, lengths, sound = [], [], False
+    for draw in progress_bar(range(draws), desc="batches", unit="batch", progress=progress):
+        rows = torch.randperm(count, generator=rng, device="cpu")[:batch_size]
+        inputs, targets = objective.sample(rows)
         leaf = theta.clone().requires_grad_()
-        with torch.enable_grad(), full_precision(theta.device):
-            loss = objective.batch_loss(leaf, batch, statistics)
+        with explained(), torch.enable_grad(), full_precision(theta.device):
+            pieces = objective.space.unflatten(leaf)
+            outputs = objective.batch_outputs(pieces, inputs, statistics)
+            sound = sound or check_criterion(objective.output_loss, outputs, targets)
+            loss = objective.output_loss(outputs, targets)
             (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
+            if draw == 0:
+                check_differentiable([slope], loss, products=False)
             fixed = slope.detach()
             (product,) = torch.autograd.grad(slope, leaf, fixed)
         bent.append(float(fixed.double() @ product.double()))
@@ -197,6 +226,11 @@ def ratio_of_means(above: list[float], below: list[float]) -> Estimate:
     Estimate(value=2.0, stderr=0.0, samples=2, matvecs=0, stopped='')
     """
     top, bottom = np.asarray(above), np.asarray(below)
+    if not (np.isfinite(top).all() and np.isfinite(bottom).all()):
+        raise FloatingPointError(
+            "every gradient and product must be finite, got one that is not: theta or the data "
+            "hold nan or inf"
+        )
     if not bottom.mean() > 0:
         return Estimate(math.nan, math.nan, len(top))
     ratio = float(top.mean() / bottom.mean())

@@ -134,6 +134,7 @@ OPERATORS = {
     "finite differences": lambda o, t=None: lc.Hessian(o, t, method="finite_difference"),
     "Gauss-Newton": lc.GaussNewton,
     "Fisher": lc.Fisher,
+    "Monte Carlo": lambda o, t=None: lc.Fisher(o, t, kind="monte_carlo"),
 }
 every_operator = pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
 

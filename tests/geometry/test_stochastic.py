@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,35 @@ def test_single_examples_are_sharper_than_all_together(measured):
 def test_bad_input_gets_one_sentence(measured, call, message):
     with pytest.raises(ValueError, match=message):
         call(measured[0])
+
+
+def test_gradients_that_are_not_finite_are_refused(measured):
+    x, y = next(measured[0].batches())
+    data = [(x, y), (torch.where(torch.arange(40)[:, None] == 5, torch.nan, x), y)]
+    objective = lc.Objective(measured[0].model, F.cross_entropy, data)
+    for call in (
+        lc.exact_noise_scale,
+        lambda o: lc.batch_sharpness(o, 80, draws=2),
+        lambda o: lc.noise_alignment(o, lc.Hessian(measured[0]), examples=1000),
+    ):
+        with pytest.raises(FloatingPointError, match="must be finite, got one that is not"):
+            call(objective)
+
+
+def test_a_trace_of_zero_has_no_ratio(measured):
+    found = lc.noise_alignment(measured[0], lc.Hessian(measured[0]), examples=4)
+    with pytest.raises(ValueError, match="mean curvature must not be 0, got a trace of 0"):
+        found.over(lc.Estimate(0.0, 0.0, 2), measured[0].n)
+
+
+def test_counts_may_be_numpy_integers(measured):
+    objective, four = measured[0], np.int64(4)
+    assert lc.batch_sharpness(objective, four, draws=four) == lc.batch_sharpness(
+        objective, 4, draws=4
+    )
+    H = lc.Hessian(objective)
+    few = lc.noise_alignment(objective, H, examples=four)
+    assert few == lc.noise_alignment(objective, H, examples=4)
 
 
 def test_nearly_equal_gradients_do_not_cancel():
