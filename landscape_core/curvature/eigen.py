@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from landscape_core.curvature.lanczos import KrylovBasis
+from landscape_core.curvature.lanczos import ROUNDINGS, KrylovBasis
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Seed, generator, probe
 from landscape_core.results import Eigenpairs
@@ -33,8 +33,10 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     r"""Find k extreme eigenpairs by thick-restart Lanczos.
 
-    Every pair comes with its residual :math:`\|Av - \lambda v\|`; an exact eigenvalue lies
-    within that distance of :math:`\lambda`. Work stops when all k residuals are at most
+    Every pair comes with its residual :math:`\|Av - \lambda v\|`; up to rounding, an exact
+    eigenvalue lies within that distance of :math:`\lambda`. Lanczos knows it without another
+    product, from how its basis is coupled to the rest of the space; what is smaller than the
+    rounding of products is raised to that. Work stops when all k residuals are at most
     ``tol * |value|`` (and never below rounding), or when the products are spent; the result
     says which. One starting vector sees one copy of an exactly multiple eigenvalue; nearly
     equal eigenvalues are told apart. Memory is bounded: at most ``max(2 k + 20, 40)`` vectors
@@ -234,7 +236,9 @@ def ritz_pairs(
     """Turn the Ritz pairs numbered `wanted` into a result; the basis is used up."""
     values, rotation, residuals, floor = basis.ritz()
     values, residuals = values[wanted], residuals[wanted].clamp_min(floor)
-    converged = residuals <= tolerance(values).clamp_min(floor)
+    # Rounding of the arithmetic does not count against a pair; an error of products does.
+    arithmetic = ROUNDINGS * torch.finfo(basis.operator.dtype).eps / basis.operator.rounding
+    converged = residuals <= tolerance(values).clamp_min(floor * min(1.0, arithmetic))
     v = basis.take(rotation[:, wanted])
     return Eigenpairs(values.to(v), v, residuals.to(v), converged.to(v.device), matvecs)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from landscape_core.curvature.operators import SymmetricOperator
 
+ROUNDINGS = 50  # of the arithmetic, in a residual
 SLAB = 1 << 18  # entries of each vector that a rotation of the basis moves at a time
 
 
@@ -104,8 +105,9 @@ class KrylovBasis:
     def ritz(self) -> tuple[Tensor, Tensor, Tensor, float]:
         """Eigenvalues of T, ascending, its eigenvectors s, |A Qs - Qs value|, and their floor.
 
-        All in float64 on the CPU. The decomposition holds to rounding, so no residual may be
-        claimed to be below the floor; those returned are not raised to it yet.
+        All in float64 on the CPU. The decomposition holds to rounding, and products to their
+        error, so no residual may be claimed to be below the floor; those returned are not
+        raised to it yet.
         """
         relative, unit = self._relative.double().cpu(), float(self._unit)
         if not bool(torch.isfinite(relative).all()):
@@ -115,12 +117,14 @@ class KrylovBasis:
         if not self.symmetric:
             raise ValueError(
                 "the operator is not symmetric: the data or the model change between products, "
-                "or a layer's second derivative is wrong (torch's weight_norm has this fault)"
+                "a layer's second derivative is wrong (torch's weight_norm has this fault), or "
+                "finite differences step over kinks of the loss"
             )
         values, rotation = torch.linalg.eigh(relative)
         largest = max(float(values.abs().max()), self.operator.magnitude / unit)
-        rounding = 50 * torch.finfo(self._vectors.dtype).eps
-        if self.operator.rounding > torch.finfo(self._vectors.dtype).eps:
+        eps = torch.finfo(self._vectors.dtype).eps
+        rounding = ROUNDINGS * eps
+        if self.operator.rounding > eps:
             rounding = max(rounding, self.operator.rounding)
         coupling = float(self._couplings[self.size - 1])
         residuals = coupling * rotation[-1].abs()

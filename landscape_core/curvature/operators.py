@@ -18,7 +18,8 @@ class SymmetricOperator:
     matvecs : int
         Products with single vectors made so far.
     rounding : float
-        Relative error to expect of a product; that of the dtype unless a subclass says more.
+        Relative error to expect of a product, against the largest one; that of the dtype
+        unless a subclass says more.
     magnitude : float
         A size that entries had on the way to a product, 0 if no more than its own: what is
         smaller by the rounding is noise.
@@ -107,6 +108,12 @@ class _Transformed(SymmetricOperator):
         self.base = base
         self.rounding, self.magnitude = base.rounding, base.magnitude
 
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """``A @ v`` for v of shape (n,) or (n, k)."""
+        product = super().__matmul__(vectors)
+        self.rounding = self.base.rounding  # may have been measured by this product
+        return product
+
     @property
     def layer_sizes(self) -> tuple[int, ...]:
         """Those of the operator that it is made of."""
@@ -145,6 +152,7 @@ class Scaled(_Transformed):
             got = tuple(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__
             raise ValueError(f"scale must be a tensor of shape ({base.n},), got {got}")
         self.scale = scale.detach().to(base.device, base.dtype).unsqueeze(1)
+        self.magnitude = base.magnitude * float(self.scale.abs().max()) ** 2
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.scale * (self.base @ (self.scale * vectors))
@@ -160,6 +168,11 @@ class Shifted(_Transformed):
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.base @ vectors + self.shift * vectors
+
+
+def _asymmetry(dtype: torch.dtype) -> float:
+    """What rounding may leave between two halves of a matrix, relative to its largest entry."""
+    return max(1e-8, 20 * torch.finfo(dtype).eps)
 
 
 class Matrix(SymmetricOperator):
@@ -188,7 +201,8 @@ class Matrix(SymmetricOperator):
             raise ValueError(f"matrix must be square, got shape {tuple(matrix.shape)}")
         if not matrix.dtype.is_floating_point or not bool(torch.isfinite(matrix).all()):
             raise ValueError("matrix must be of finite real floating-point numbers")
-        if not torch.allclose(matrix, matrix.T, atol=1e-8 * float(matrix.abs().amax())):
+        largest = float(matrix.abs().amax())
+        if not torch.allclose(matrix, matrix.T, atol=_asymmetry(matrix.dtype) * largest):
             raise ValueError("matrix must be symmetric")
         super().__init__(matrix.shape[0], matrix.dtype, matrix.device)
         self.matrix = matrix

@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,23 @@ def test_finite_differences_do_not_depend_on_the_length_of_the_vector(objective)
     for scale in (1e-8, 1e8):
         torch.testing.assert_close(H @ (scale * v) / scale, H @ v, rtol=1e-7, atol=1e-9)
     assert not bool((H @ torch.zeros_like(v)).any())
+
+
+def test_a_scaled_operator_knows_the_size_of_its_entries():
+    spectrum = torch.cat([torch.tensor([1000.0]), torch.linspace(0.1, 1, 60)])
+    A = lc.Matrix(torch.diag(spectrum))
+    small = A.deflate(lc.top_eigenpairs(A)).scaled(torch.full((61,), 1e-3))
+    pair = lc.top_eigenpairs(small)
+    assert float(pair.values) == pytest.approx(1e-6, rel=0.02)
+    assert float(pair.residuals) < 0.02e-6
+
+
+def test_counts_may_be_numpy_integers(objective):
+    one, three = np.int64(1), np.int32(2**31 - 1)
+    found = lc.Fisher(objective, kind="monte_carlo", samples=one, seed=three)
+    same = lc.Fisher(objective, kind="monte_carlo", samples=1, seed=2**31 - 1)
+    v = torch.ones(objective.n, dtype=torch.float64)
+    assert torch.equal(found @ v, same @ v)
 
 
 def test_deflated_scaled_and_shifted_operators_are_their_dense_formulas(objective):
