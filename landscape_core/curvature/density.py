@@ -35,6 +35,8 @@ class SpectralDensity:
         Eigenvalues known beforehand, each of mass 1/n; the nodes stand for the other n - k.
     n : int
     matvecs : int
+    leaked : float
+        What unconverged known pairs leave out of Tr A^2: twice their squared residuals.
     """
 
     nodes: Tensor = field(repr=False)
@@ -42,6 +44,7 @@ class SpectralDensity:
     known: Tensor = field(repr=False)
     n: int
     matvecs: int
+    leaked: float = field(repr=False, default=0.0)
 
     @property
     def probes(self) -> int:
@@ -63,9 +66,14 @@ class SpectralDensity:
     def moment(self, power: int) -> Estimate:
         """Mean of ``value ** power`` over the eigenvalues, unbiased below twice the steps.
 
-        Where one eigenvalue dominates, intervals from few probes cover less than they say.
+        From the third power on it is biased by known eigenpairs that have not converged. Where
+        one eigenvalue dominates, intervals from few probes cover less than they say.
         """
-        return self.mean(lambda x: x**power)
+        found = self.mean(lambda x: x**power)
+        if power != 2:
+            return found
+        value = found.value + self.leaked / self.n
+        return Estimate(value, found.stderr, self.probes, self.matvecs)
 
     def count(self, low: float, high: float) -> Estimate:
         """How many eigenvalues lie between `low` and `high`.
@@ -78,7 +86,7 @@ class SpectralDensity:
 
     def cdf(self, x: Tensor | np.ndarray) -> np.ndarray:
         """Fraction of the eigenvalues at or below each `x`."""
-        points = torch.as_tensor(x).double()
+        points = torch.as_tensor(x, device="cpu").double()
         below = self._samples(lambda nodes: (nodes <= points.reshape(-1, 1, 1)).double())
         return below.mean(0).reshape(points.shape).numpy()
 
@@ -151,7 +159,7 @@ class SpectralDensity:
             width = (high - low) / 100 or max(abs(high), 1e-300) / 100
         if not width > 0:
             raise ValueError(f"width must be positive, got {width}")
-        points = torch.as_tensor(x).double()
+        points = torch.as_tensor(x, device="cpu").double()
         scale = 1 / (width * (2 * torch.pi) ** 0.5)
 
         def kernel(values: Tensor) -> Tensor:
@@ -183,8 +191,9 @@ def spectral_density(
     probes : int
         Random vectors: they fix the noise. ``steps * probes`` products in all.
     deflate : Eigenpairs or None
-        Eigenpairs of this operator that are known already: they enter exactly, and the probes
-        are left with the rest, which needs fewer steps and scatters less.
+        Eigenpairs of this operator that are known already: they enter as they are, and the
+        probes are left with the rest, which needs fewer steps and scatters less. What couples
+        unconverged pairs to the rest enters the second moment alone.
     seed : int or torch.Generator
 
     Returns
@@ -228,8 +237,8 @@ def quadratures(
     deflated = operator if deflate is None else operator.deflate(deflate)
     free = operator.n - (len(deflate) if deflate is not None else 0)
     if free == 0:
-        zeros = torch.zeros(1).double()
-        return [(zeros, zeros, torch.zeros(2).double())] * probes
+        zeros = torch.zeros(1, dtype=torch.float64, device="cpu")
+        return [(zeros, zeros, zeros.repeat(2))] * probes
     steps = min(steps, free)
 
     def basis() -> KrylovBasis:
@@ -261,8 +270,9 @@ def density_of(
     found: list[tuple[Tensor, Tensor, Tensor]], deflate: Eigenpairs | None, n: int
 ) -> SpectralDensity:
     """Put the quadratures of several probes together."""
-    known = torch.zeros(0) if deflate is None else deflate.values
+    known = torch.zeros(0, device="cpu") if deflate is None else deflate.values
     nodes = torch.stack([values for values, _, _ in found])
     weights = torch.stack([weights for _, weights, _ in found])
     matvecs = nodes.numel() if n > len(known) else 0
-    return SpectralDensity(nodes, weights, known.double().cpu(), n, matvecs)
+    leaked = 0.0 if deflate is None else 2 * float(deflate.residuals.double().square().sum())
+    return SpectralDensity(nodes, weights, known.double().cpu(), n, matvecs, leaked)

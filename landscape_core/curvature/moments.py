@@ -42,7 +42,7 @@ def leading_subspace(
         basis.grow()
     grow_while_it_pays(basis, power, rtol)
     size = basis.size
-    return ritz_pairs(basis, torch.arange(size), relative(1.0), size)
+    return ritz_pairs(basis, torch.arange(size, device="cpu"), relative(1.0), size)
 
 
 def largest_basis(operator: SymmetricOperator, least: int = 40) -> int:

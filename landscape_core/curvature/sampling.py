@@ -62,7 +62,7 @@ class Moments:
         if second == 0:
             return Estimate(0.0, 0.0, len(self.samples), self.matvecs, self.stopped)
         slopes = torch.tensor(
-            [2 * first / second, -((first / second) ** 2)], dtype=torch.float64
+            [2 * first / second, -((first / second) ** 2)], dtype=torch.float64, device="cpu"
         )
         covariance = torch.atleast_2d(torch.cov(self.samples.T)) / len(self.samples)
         stderr = math.sqrt(max(0.0, float(slopes @ covariance @ slopes)))
@@ -107,7 +107,8 @@ def sample_moments(
         deflated = operator.deflate(pairs)
         known = known_moments(pairs)
         if len(pairs) == operator.n:
-            return Moments(torch.zeros(2, 2).double(), known, spent, "rtol" if enough else "")
+            none = torch.zeros(2, 2, dtype=torch.float64, device="cpu")
+            return Moments(none, known, spent, "rtol" if enough else "")
         operator = deflated
     rows: list[Tensor] = []
     signs = layer_signs(operator, probes) if signed else None

@@ -188,7 +188,7 @@ def _ends(
     """The k largest pairs and then the smallest; all Ritz pairs of the run; products spent."""
 
     def ends_first(values: Tensor) -> Tensor:
-        descending = torch.arange(len(values)).flip(0)
+        descending = torch.arange(len(values), device="cpu").flip(0)
         if len(values) <= k:
             return descending
         return torch.cat([descending[:k], descending[-1:], descending[k:-1]])
@@ -206,7 +206,8 @@ def _ends(
     spent += grow_while_it_pays(basis, 1, trace_rtol, max_matvecs - spent)
     chosen = ends_first(basis.ritz()[0])[:wanted]
     size = basis.size
-    others = torch.tensor([i for i in range(size) if i not in set(chosen.tolist())]).long()
+    left = [i for i in range(size) if i not in set(chosen.tolist())]
+    others = torch.tensor(left, dtype=torch.int64, device="cpu")
     every = ritz_pairs(basis, torch.cat([chosen, others]), tolerance, spent)
     return _part(every, slice(0, wanted)), every, spent
 

@@ -1,5 +1,6 @@
 """The spectral density: Gauss quadrature is exact, its scatter is the error."""
 
+import numpy as np
 import pytest
 import torch
 from test_eigen import matrix
@@ -91,6 +92,34 @@ def test_known_eigenvalues_enter_exactly():
     assert float(density.nodes[density.weights > 1e-20].max()) < 1 + 1e-6
     blind = lc.spectral_density(A, steps=15, probes=4)
     assert density.moment(2).stderr < blind.moment(2).stderr / 10
+
+
+def test_the_second_moment_has_what_unconverged_pairs_leave_out():
+    spectrum = [30.0, *torch.linspace(-1, 1, 99).tolist()]
+    exact = sum(value**2 for value in spectrum)
+    found = []
+    for seed in range(40):
+        A = matrix(spectrum)
+        pairs = lc.top_eigenpairs(A, 1, max_matvecs=2, seed=seed)
+        density = lc.spectral_density(A, steps=15, probes=8, deflate=pairs, seed=1000 + seed)
+        found.append(100 * density.moment(2).value)
+    mean = lc.Estimate.of(found)
+    assert abs(mean.value - exact) < 3 * mean.stderr < 0.2 * exact
+
+
+def test_the_default_device_does_not_matter():
+    A = matrix(SPECTRUM)
+    pairs, one = lc.top_eigenpairs(A, 4, tol=1e-9), matrix([2.0])
+    with torch.device("meta"):
+        blind = lc.spectral_density(A, steps=5, probes=2)
+        known = lc.spectral_density(A, steps=5, probes=2, deflate=pairs)
+        whole = lc.spectral_density(one, deflate=lc.top_eigenpairs(one))
+        summary = lc.curvature_summary(A, k=2, steps=5, probes=2)
+        tops = lc.trace_of_square(A, 40)
+        heights = blind.smooth(np.linspace(0, 1, 3))
+    assert np.isfinite(heights).all()
+    assert np.isfinite([summary.lambda_max, tops.value, known.moment(1).value]).all()
+    assert whole.matvecs == 0
 
 
 def test_a_spectrum_known_whole_needs_no_products():
