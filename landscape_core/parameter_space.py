@@ -18,8 +18,9 @@ class ParameterSpace:
     ----------
     model : nn.Module
     parameters : str, sequence of str, callable or None
-        A glob pattern (``"layer3.*"``), several of them, or ``choose(name, tensor) -> bool``.
-        None takes every parameter that requires a gradient. Tied parameters count once.
+        A name or glob pattern (``"layer3.*"``), several of them, or
+        ``choose(name, tensor) -> bool``. None takes every parameter that requires a gradient.
+        Tied parameters count once.
 
     Attributes
     ----------
@@ -48,11 +49,14 @@ class ParameterSpace:
         # A tied parameter has several names: any of them chooses it, its first names it.
         first = {id(parameter): name for name, parameter in named.items()}
         every = list(model.named_parameters(remove_duplicate=False))
-        wanted = {first[id(p)] for name, p in every if _is_chosen(name, p, parameters)}
+        all_names = {name for name, _ in every}
+        wanted = {
+            first[id(p)] for name, p in every if _is_chosen(name, p, parameters, all_names)
+        }
         chosen = {name: p for name, p in named.items() if name in wanted}
         if isinstance(parameters, list | tuple):
             for pattern in parameters:
-                if not any(fnmatchcase(name, pattern) for name, _ in every):
+                if not any(_matches(name, pattern, all_names) for name in all_names):
                     raise ValueError(f"no parameters match {pattern!r}")
         if not chosen:
             kind = "require a gradient" if parameters is None else f"match {parameters!r}"
@@ -103,10 +107,15 @@ class ParameterSpace:
         return theta.detach()
 
 
-def _is_chosen(name: str, parameter: Tensor, choice: ParameterChoice) -> bool:
+def _is_chosen(name: str, parameter: Tensor, choice: ParameterChoice, names: set[str]) -> bool:
     if choice is None:
         return parameter.requires_grad
     if callable(choice):
         return bool(choice(name, parameter))
     patterns = [choice] if isinstance(choice, str) else choice
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    return any(_matches(name, pattern, names) for pattern in patterns)
+
+
+def _matches(name: str, pattern: str, names: set[str]) -> bool:
+    """Whether a pattern is for this name; what is a name itself is no glob."""
+    return name == pattern if pattern in names else fnmatchcase(name, pattern)

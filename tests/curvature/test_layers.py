@@ -96,3 +96,20 @@ def test_bad_arguments_are_refused(objective):
         lc.layer_curvature(objective, probes=3)
     with pytest.raises(TypeError, match="needs a Hessian or an Objective, got Matrix"):
         lc.layer_curvature(lc.Matrix(torch.eye(3)))
+
+
+def test_a_layer_whose_name_reads_as_a_pattern_is_itself():
+    model = nn.Sequential()
+    for name in ("a[0]", "a0", "b?"):
+        model.add_module(name, nn.Linear(4, 4))
+    objective = lc.Objective(
+        model, F.cross_entropy, (torch.randn(9, 4), torch.arange(9) % 4), parameters="*.weight"
+    )
+    found = lc.layer_curvature(objective, probes=4)
+    assert [(each.layer, each.n) for each in found.layers] == [
+        ("a[0]", 16),
+        ("a0", 16),
+        ("b?", 16),
+    ]
+    one = lc.ParameterSpace(model, ["a[0].weight", "b*.bias"])
+    assert one.names == ("a[0].weight", "b?.bias")
