@@ -100,21 +100,27 @@ def check_criterion(
     parts = _floating(few)
     if not parts:
         return False
-    here, step = _flat(parts), _step(parts)
+    here = _flat(parts)
 
-    def slope(share: float, twice: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        point = (here + share * step).requires_grad_()
-        pieces = iter(point.split([x.numel() for x in parts]))
+    def value(point: Tensor) -> Tensor:
+        pieces = iter(point.requires_grad_().split([x.numel() for x in parts]))
         moved = map_tensors(
             lambda x: next(pieces).view_as(x).to(x) if x.is_floating_point() else x, few
         )
-        loss = criterion(moved, targets)
-        return torch.autograd.grad(loss, point, create_graph=twice)[0], point, loss
+        return criterion(moved, targets)
 
     with torch.enable_grad():
-        middle, point, loss = slope(0.5, twice=True)
-        if _custom_function(loss) is None:
-            return True
+        loss = value(here.clone())
+    if _custom_function(loss) is None:
+        return True
+    step = _step(parts)
+
+    def slope(share: float, twice: bool = False) -> tuple[Tensor, Tensor]:
+        point = here + share * step
+        return torch.autograd.grad(value(point), point, create_graph=twice)[0], point
+
+    with torch.enable_grad():
+        middle, point = slope(0.5, twice=True)
         claimed = torch.zeros_like(here)
         if middle.requires_grad:
             check_differentiable([middle], loss)

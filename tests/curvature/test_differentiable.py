@@ -178,7 +178,7 @@ def test_few_examples_are_looked_at_and_no_random_number_is_drawn(monkeypatch):
     assert check_criterion(
         criterion, torch.randn(50, 3, generator=torch.Generator()), torch.arange(50) % 3
     )
-    assert sizes == [(10, 3)] * 5
+    assert sizes == [(10, 3)] * 6
     assert torch.equal(torch.get_rng_state(), state)
 
 
