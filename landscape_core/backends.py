@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from unittest import mock
 
 import torch
@@ -13,6 +14,9 @@ from torch import nn
 from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def check_model(model: Any) -> None:
@@ -93,6 +97,19 @@ def twice_differentiable(model: nn.Module, device: torch.device) -> Iterator[Non
             flags = cudnn.flags(False, cudnn.benchmark, deterministic=cudnn.deterministic)
             stack.enter_context(flags)
         yield
+
+
+def without_autocast(measure: Callable[P, T]) -> Callable[P, T]:
+    """Make a measurement whose own arithmetic an autocast around its call does not round."""
+
+    @wraps(measure)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> T:
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            return measure(*args, **kwargs)
+
+    return exact
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def split_gradient(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Te
 
 
 def example_gradients(
-    loss: Callable[[Tensor, Batch], Tensor], theta: Tensor, batch: Batch, chunk: int | None
+    loss: Callable[[Tensor, Batch], Tensor], theta: Tensor, batch: Batch
 ) -> Tensor:
     """Gradient in theta of the loss of each example of a batch, shape (b, n)."""
 
@@ -54,7 +54,7 @@ def example_gradients(
         return loss(theta, (inputs, target.unsqueeze(0)))
 
     try:
-        each = vmap(grad(one), in_dims=(None, 0, 0), chunk_size=chunk)
+        each = vmap(grad(one), in_dims=(None, 0, 0))
         return each(theta, tensors_of(batch[0]), batch[1]).detach()
     except RuntimeError:  # vmap does not follow every layer, such as recurrent ones
         leaf = theta.detach().requires_grad_()

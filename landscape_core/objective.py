@@ -31,6 +31,7 @@ from landscape_core.batches import (
     of_examples,
     pick,
     read,
+    take,
 )
 from landscape_core.batchnorm import BatchNormPolicy, averaged, check_policy, running_names
 from landscape_core.criteria import (
@@ -284,9 +285,10 @@ class Objective:
     def per_example_gradients(
         self, theta: Tensor | None = None, chunk_size: int | None = None
     ) -> Iterator[Tensor]:
-        """Yield the gradients of single examples, one (b, n) block per batch.
+        """Yield the gradients of single examples in (b, n) blocks.
 
-        `chunk_size` bounds how many examples are differentiated at once. Under
+        A block is a batch, or as much of it as `chunk_size` examples, which are then all that
+        is in memory at once. Under
         ``batchnorm="batch"`` single examples have no gradient of their own: ValueError.
         """
         if self.batchnorm == "batch":
@@ -295,9 +297,11 @@ class Objective:
         statistics = self.statistics(theta)
         loss = partial(self.batch_loss, statistics=statistics)
         for batch in of_examples(self.batches(), self._some_outputs):
-            with backends.full_precision(self.space.device):
-                found = example_gradients(loss, theta, batch, chunk_size)
-            yield found
+            count = len(batch[1])
+            for rows in torch.arange(count, device="cpu").split(chunk_size or count):
+                with backends.full_precision(self.space.device):
+                    found = example_gradients(loss, theta, take(batch, rows))
+                yield found
 
     def statistics(self, theta: Tensor) -> dict[str, Tensor]:
         """Running means and variances to use at theta, by name; empty for the model's own.

@@ -46,6 +46,15 @@ MEASURES = {
     "no graphs": lambda o: lc.Hessian(o, memory_budget=0) @ o.theta,
     "Gauss-Newton": lambda o: lc.GaussNewton(o) @ o.theta,
     "batch_sharpness": lambda o: torch.tensor(lc.batch_sharpness(o, 10, draws=2).value),
+    "eigenpairs": lambda o: lc.top_eigenpairs(lc.Hessian(o), 2, tol=1e-6).values,
+    "power": lambda o: lc.power_iteration(lc.Hessian(o), tol=1e-4).values,
+    "density": lambda o: torch.tensor(
+        lc.spectral_density(lc.Hessian(o), 10, 2).moment(2).value
+    ),
+    "XTrace": lambda o: torch.tensor(lc.trace(lc.Hessian(o), 20, method="xtrace").value),
+    "Hutch++": lambda o: torch.tensor(lc.trace(lc.Hessian(o), 20, method="hutch++").value),
+    "rank": lambda o: torch.tensor(lc.effective_rank(lc.Hessian(o)).value),
+    "alignment": lambda o: torch.tensor(lc.noise_alignment(o, lc.Hessian(o)).curvature.value),
     "line": lambda o: torch.from_numpy(lc.line(o, o.theta, points=3).loss),
     "bf16": lambda o: torch.from_numpy(lc.line(o, o.theta, points=3, precision="bf16").loss),
 }

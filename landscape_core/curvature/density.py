@@ -11,6 +11,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from landscape_core.backends import without_autocast
 from landscape_core.curvature.lanczos import KrylovBasis, grow_together
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Seed, generator, probe
@@ -169,6 +170,7 @@ class SpectralDensity:
         return self._samples(kernel).reshape(self.probes, *points.shape).numpy()
 
 
+@without_autocast
 def spectral_density(
     operator: SymmetricOperator,
     steps: int = 80,

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from landscape_core.backends import without_autocast
 from landscape_core.curvature.lanczos import ROUNDINGS, KrylovBasis
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Seed, generator, probe
@@ -21,6 +22,7 @@ Choice = Callable[[Tensor], Tensor]  # ascending values to indices, most wanted 
 Tolerance = Callable[[Tensor], Tensor]  # values to the residuals that they may have
 
 
+@without_autocast
 def top_eigenpairs(
     operator: SymmetricOperator,
     k: int = 1,
@@ -103,6 +105,7 @@ def top_eigenpairs(
     return ritz_pairs(basis, wanted, relative(tol), spent)
 
 
+@without_autocast
 def power_iteration(
     operator: SymmetricOperator,
     *,

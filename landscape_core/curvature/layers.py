@@ -8,6 +8,7 @@ from numbers import Integral
 import pandas as pd
 import torch
 
+from landscape_core.backends import without_autocast
 from landscape_core.curvature.eigen import top_eigenpairs
 from landscape_core.curvature.hessian import Hessian, ObjectiveOperator
 from landscape_core.curvature.probes import Seed, generator
@@ -81,6 +82,7 @@ class LayerTable:
         return "\n".join(lines)
 
 
+@without_autocast
 def layer_curvature(
     operator: ObjectiveOperator | Objective,
     *,

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 import torch
 
+from landscape_core.backends import without_autocast
 from landscape_core.curvature.eigen import krylov_basis, relative, ritz_pairs
 from landscape_core.curvature.lanczos import KrylovBasis
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
@@ -107,6 +108,7 @@ def estimate_moments(
     )  # fmt: skip
 
 
+@without_autocast
 def trace_of_square(
     operator: SymmetricOperator,
     probes: int = 64,
@@ -159,6 +161,7 @@ def trace_of_square(
     ).trace_of_square  # fmt: skip
 
 
+@without_autocast
 def effective_rank(
     operator: SymmetricOperator,
     probes: int = 64,

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from landscape_core.backends import without_autocast
 from landscape_core.curvature.density import SpectralDensity, density_of, quadratures
 from landscape_core.curvature.eigen import expand, krylov_basis, ritz_pairs
 from landscape_core.curvature.moments import grow_while_it_pays, largest_basis
@@ -85,6 +86,7 @@ class CurvatureSummary:
         return "\n".join([*lines, f"{'top ' + str(len(self.top)):>20}: {others}"])
 
 
+@without_autocast
 def curvature_summary(
     operator: SymmetricOperator,
     k: int = 10,

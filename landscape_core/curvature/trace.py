@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from landscape_core.backends import without_autocast
 from landscape_core.curvature.moments import leading_subspace
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Distribution, Seed, generator, probes_block
@@ -21,6 +22,7 @@ TraceMethod = Literal["hutchinson", "deflated", "hutch++", "xtrace"]
 LEAST_PROBES = {"hutchinson": 2, "deflated": 4, "hutch++": 12, "xtrace": 12}
 
 
+@without_autocast
 def trace(
     operator: SymmetricOperator,
     probes: int = 64,
@@ -152,6 +154,7 @@ def _ratio(error: Tensor, value: Tensor) -> float:
     return lengths[0] / lengths[1] if lengths[1] > 0 else float("inf")
 
 
+@without_autocast
 def diagonal(
     operator: SymmetricOperator,
     probes: int = 64,

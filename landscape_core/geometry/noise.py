@@ -140,6 +140,11 @@ def gradient_noise_scale(
             mean += g / parts
         squares.append(torch.stack([small_square, mean.double().square().sum()]))
     of_small, of_big = torch.stack(squares).cpu().numpy().T
+    if not (np.isfinite(of_small).all() and np.isfinite(of_big).all()):
+        raise FloatingPointError(
+            "every gradient must be finite, got one that is not: theta or the data hold nan "
+            "or inf"
+        )
     gradient = (big * of_big - small * of_small) / (big - small)
     trace = (of_small - of_big) / (1 / small - 1 / big)
     covariance = float(np.cov(trace, gradient)[0, 1] / draws)

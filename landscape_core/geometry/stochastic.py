@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape_core.backends import full_precision
+from landscape_core.backends import full_precision, without_autocast
 from landscape_core.curvature.differentiable import check_criterion, check_differentiable
 from landscape_core.curvature.graphs import explained
 from landscape_core.curvature.operators import SymmetricOperator
@@ -56,10 +56,9 @@ def exact_noise_scale(
     blocks = objective.per_example_gradients(theta, chunk_size)
     for block in progress_bar(blocks, desc="examples", unit="batch", progress=progress):
         origin = block[0].double() if count == 0 else origin
-        for part in block.split(chunk_size or len(block)):
-            shifted = part.double() - origin
-            total += shifted.sum(0)
-            squares += shifted.square().sum()
+        shifted = block.double() - origin
+        total += shifted.sum(0)
+        squares += shifted.square().sum()
         count += len(block)
     if not bool(torch.isfinite(squares)):
         raise FloatingPointError(
@@ -101,6 +100,7 @@ class NoiseAlignment:
         return Estimate(ratio, error, self.curvature.samples)
 
 
+@without_autocast
 def noise_alignment(
     objective: Objective,
     operator: SymmetricOperator,

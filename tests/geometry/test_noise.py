@@ -109,3 +109,11 @@ def test_examples_are_drawn_on_the_cpu_whatever_the_default_device():
     here = lc.gradient_noise_scale(objective, 2, 8, draws=2)
     with torch.device("meta"):
         assert lc.gradient_noise_scale(objective, 2, 8, draws=2) == here
+
+
+def test_a_noise_scale_of_gradients_that_are_not_finite_is_refused():
+    data = torch.randn(30, 4), torch.arange(30) % 3
+    data[0][7, 0] = float("nan")
+    objective = lc.Objective(torch.nn.Linear(4, 3), F.cross_entropy, data)
+    with pytest.raises(FloatingPointError, match="every gradient must be finite"):
+        lc.gradient_noise_scale(objective)

@@ -129,3 +129,13 @@ def test_nearly_equal_gradients_do_not_cancel():
     )  # fmt: skip
     exact = lc.exact_noise_scale(double).covariance_trace.value
     assert lc.exact_noise_scale(single).covariance_trace.value == pytest.approx(exact, rel=1e-2)
+
+
+def test_blocks_of_gradients_are_at_most_as_long_as_the_chunk():
+    torch.manual_seed(0)
+    data = torch.randn(23, 4), torch.arange(23) % 3
+    objective = lc.Objective(torch.nn.Linear(4, 3), F.cross_entropy, data)
+    blocks = list(objective.per_example_gradients(chunk_size=5))
+    assert [len(block) for block in blocks] == [5, 5, 5, 5, 3]
+    (whole,) = objective.per_example_gradients()
+    torch.testing.assert_close(torch.cat(blocks), whole)
