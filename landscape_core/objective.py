@@ -288,8 +288,8 @@ class Objective:
         """Yield the gradients of single examples in (b, n) blocks.
 
         A block is a batch, or as much of it as `chunk_size` examples, which are then all that
-        is in memory at once. Under
-        ``batchnorm="batch"`` single examples have no gradient of their own: ValueError.
+        is in memory at once. Under ``batchnorm="batch"`` single examples have no gradient of
+        their own: ValueError.
         """
         if self.batchnorm == "batch":
             raise ValueError("per-example gradients need batchnorm='eval' or 'refresh'")
