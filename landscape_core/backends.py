@@ -106,7 +106,7 @@ def without_autocast(measure: Callable[P, T]) -> Callable[P, T]:
     def exact(*args: P.args, **kwargs: P.kwargs) -> T:
         with ExitStack() as stack:
             for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-                stack.enter_context(torch.autocast(device, enabled=False))
+                stack.enter_context(_no_autocast(device))
             return measure(*args, **kwargs)
 
     return exact
@@ -122,8 +122,16 @@ def full_precision(device: torch.device) -> Iterator[None]:
     by 2e-6 (H200). And cuDNN may add with atomics, so that a product differs from call to call.
     Other atomics remain: in backward passes of adaptive pooling, interpolation and scattering.
     """
-    with torch.autocast(device.type, enabled=False), _without_tf32(device):
+    with _no_autocast(device.type), _without_tf32(device):
         yield
+
+
+def _no_autocast(kind: str) -> torch.autocast:
+    """Autocast switched off; one within it, of a training in half precision, keeps no casts.
+
+    They would outlive the steps of the optimizer: only the outermost one gives them up.
+    """
+    return torch.autocast(kind, enabled=False, cache_enabled=False)
 
 
 @contextmanager

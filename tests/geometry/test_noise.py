@@ -112,8 +112,9 @@ def test_examples_are_drawn_on_the_cpu_whatever_the_default_device():
 
 
 def test_a_noise_scale_of_gradients_that_are_not_finite_is_refused():
-    data = torch.randn(30, 4), torch.arange(30) % 3
-    data[0][7, 0] = float("nan")
-    objective = lc.Objective(torch.nn.Linear(4, 3), F.cross_entropy, data)
+    inputs, labels = torch.randn(30, 4), torch.arange(30) % 3
+    inputs[17, 0] = float("nan")  # in the second batch, the first is looked at before
+    batches = [(inputs[:15], labels[:15]), (inputs[15:], labels[15:])]
+    objective = lc.Objective(torch.nn.Linear(4, 3), F.cross_entropy, batches)
     with pytest.raises(FloatingPointError, match="every gradient must be finite"):
-        lc.gradient_noise_scale(objective)
+        lc.gradient_noise_scale(objective, draws=20)
