@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -126,11 +126,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _no_autocast(kind: str) -> torch.autocast:
-    """Autocast switched off; one within it, of a training in half precision, keeps no casts.
+def _no_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Autocast switched off, if one is on.
 
-    They would outlive the steps of the optimizer: only the outermost one gives them up.
+    One within it, of a training in half precision, keeps no casts: they would outlive the steps
+    of the optimizer, as only the outermost one gives them up.
     """
+    if not torch.is_autocast_enabled(kind):
+        return nullcontext()
     return torch.autocast(kind, enabled=False, cache_enabled=False)
 
 

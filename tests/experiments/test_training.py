@@ -113,6 +113,14 @@ def test_bf16_training_keeps_weights_in_float32_and_learns(data):
     assert history.epochs[-1].train_loss < 0.6 * history.epochs[0].train_loss
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_an_autocast_around_a_training_changes_nothing(data, precision):
+    _, alone = trained(data, precision=precision, epochs=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, within = trained(data, precision=precision, epochs=3)
+    assert [e.train_loss for e in within.epochs] == [e.train_loss for e in alone.epochs]
+
+
 def test_label_smoothing_raises_the_floor_of_the_loss(data):
     _, history = trained(data, label_smoothing=0.2, epochs=15)
     hard = -(0.82 * math.log(0.82) + 9 * 0.02 * math.log(0.02))
