@@ -170,7 +170,7 @@ def correlation(
     spread = {"pearson": 1.0, "spearman": 1 + r**2 / 2, "kendall": 0.437}[method]
     error = math.sqrt(spread / (n - (4 if method == "kendall" else 3)))
     if abs(r) > 1 - 1e-12:
-        perfect = "a perfect correlation has no interval of this kind"
+        perfect = "a perfect correlation has no such interval"
         return Interval(r, math.nan, math.nan, n, level, perfect)
     half = float(stats.norm.ppf((1 + level) / 2)) * error
     centre = math.atanh(r)

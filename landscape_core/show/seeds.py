@@ -196,8 +196,8 @@ def plot_scatter(
             plain_log_ticks(axes.xaxis)
         found = correlation(independent[column], independent[y[1]], method="spearman")
         ends = "" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
-        means = " means" if cells else ""
-        axes.set_title(f"{found.value:.2f}{ends}, n = {found.n}{means}", fontsize=9)
+        count = f"{found.n} means" if cells else f"n = {found.n}"
+        axes.set_title(f"{found.value:.2f}{ends}, {count}", fontsize=9)
         axes.set(xlabel=label, ylabel=y[0] if axes is grid[0] else "")
     return _finished(figure, grid[0] if by else None, by or "")
 

@@ -151,7 +151,7 @@ def test_runs_of_one_cell_count_once_in_the_correlation_of_a_scatter(table):
     means = table.groupby(["width", "lr"])[["trace", "loss"]].mean()
     found = lc.correlation(means["trace"], means["loss"])
     assert whole.get_title().startswith(f"{found.value:.2f}")
-    assert whole.get_title().endswith(f"n = {len(means)} means")
+    assert whole.get_title().endswith(f", {len(means)} means")
     with pytest.raises(ValueError, match="the table has no column 'depth'"):
         lc.plot_scatter(table, **columns, cells=["depth"])
 
