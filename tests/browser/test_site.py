@@ -184,7 +184,7 @@ def test_the_density_follows_its_slider(visit, width):
         ("07_fa_regularization", "weight", 0),
         ("08_width", "setting", 0),
         ("09_noise_regimes", "run", 0),
-        ("10_resnet_vs_cnn", "network", 2),  # after two surfaces
+        ("10_resnet_vs_cnn", "network", 0),
     ],
 )
 def test_the_explorer_of_a_chapter_moves_by_keyboard_and_by_mouse(
