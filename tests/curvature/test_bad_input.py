@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import dense_hessian, ragged, relative
+from conftest import Once, dense_hessian, ragged, relative
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import landscape_core as lc
@@ -38,20 +37,6 @@ def untouched():
     assert all(p.grad is None for p in model.parameters())
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), rng)
-
-
-class Once(torch.autograd.Function):
-    """The square, with a backward pass that cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        return 2 * g * ctx.saved_tensors[0]
 
 
 class Squares(nn.Module):

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Once
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -183,24 +184,13 @@ def test_few_examples_are_looked_at_and_no_random_number_is_drawn(monkeypatch):
 
 
 def test_batch_sharpness_refuses_layers_with_one_derivative():
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.square()
-
-        @staticmethod
-        @once_differentiable
-        def backward(ctx, g):
-            return 2 * g * ctx.saved_tensors[0]
-
     class Squares(nn.Linear):
         def forward(self, x):
-            return Square.apply(super().forward(x))
+            return Once.apply(super().forward(x))
 
     x, y = torch.randn(12, 4), torch.arange(12) % 3
     model = nn.Sequential(Squares(4, 5), nn.Linear(5, 3))
-    with pytest.raises(ValueError, match="backward pass of Square cannot"):
+    with pytest.raises(ValueError, match="backward pass of Once cannot"):
         lc.batch_sharpness(lc.Objective(model, F.cross_entropy, (x, y)), 12, draws=2)
     linear = lc.Objective(nn.Linear(4, 1), lambda z, y: (z * y).mean(), (x, x[:, :1]))
     with pytest.raises(ValueError, match="gradient does not depend on theta"):
