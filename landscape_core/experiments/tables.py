@@ -195,7 +195,16 @@ def compare_runs(table: pd.DataFrame, shipped: pd.DataFrame) -> pd.DataFrame:
         One row to a run that both have, by its key: how many numbers it has, how many of them
         differ, and the largest relative difference, inf where only one of two is finite. Times
         and texts are left out.
+
+    Raises
+    ------
+    ValueError
+        If two rows of a table have one key.
     """
+    for each in (table, shipped):
+        if each["key"].duplicated().any():
+            twice = each["key"][each["key"].duplicated()].iloc[0]
+            raise ValueError(f"every row must have a key of its own, got {twice!r} twice")
     rows = {}
     for key in [key for key in table["key"] if key in set(shipped["key"])]:
         a, b = (t.set_index("key").loc[key] for t in (table, shipped))

@@ -18,6 +18,7 @@ STORES = sorted(path for path in REFERENCE.glob("*") if path.is_dir())
 def test_shipped_records_are_whole_and_say_where_they_come_from(folder):
     store = lc.reference(folder.name)
     table = store.table()
+    printed = lc.rerun_line("a_chapter")
     assert len(table) == len(list(folder.glob("*.npz")))
     assert set(table["status"]) <= {"done", "diverged"}
     for record in store.find():
@@ -25,6 +26,7 @@ def test_shipped_records_are_whole_and_say_where_they_come_from(folder):
         assert made["commit"]
         assert made["data"]
         assert made["seconds"] > 0
+        assert f"OMP_NUM_THREADS={made['threads']} " in printed  # as many as the line says
         assert not any(name.startswith("model.") for name in record.arrays)
 
 

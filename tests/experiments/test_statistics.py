@@ -196,6 +196,14 @@ def test_a_number_that_is_lost_is_a_difference():
     assert (same["different"], same["largest"]) == (0, 0.0)
 
 
+def test_runs_that_cannot_be_told_apart_are_not_compared():
+    once = pd.DataFrame({"key": ["a", "b"], "x": [1.0, 2.0]})
+    twice = pd.DataFrame({"key": ["a", "a"], "x": [1.0, 2.0]})
+    for tables in ((once, twice), (twice, once)):
+        with pytest.raises(ValueError, match="a key of its own, got 'a' twice"):
+            lc.compare_runs(*tables)
+
+
 def test_groups_are_compared_over_pairs_of_one_seed():
     rng = np.random.default_rng(0)
     base, change = rng.normal(size=6), rng.normal(size=6)
