@@ -145,7 +145,7 @@ def correlations(
     """Correlations of several columns with several others, corrected for their number.
 
     Rows in which a value is missing or infinite are left out of the pair concerned. P-values of
-    fewer than eight rows come from all permutations.
+    fewer than ten rows come from all permutations.
 
     Returns
     -------

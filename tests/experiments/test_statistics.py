@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import landscape_core as lc
 
@@ -132,12 +133,30 @@ def test_groups_of_none_are_groups_and_n_counts_what_is_there():
         lc.summarize(table.assign(n=1), "clip", ["n"])
 
 
-@pytest.mark.parametrize(("n", "wanted"), [(3, 2 / 6), (4, 2 / 24), (5, 2 / 120)])
-def test_p_values_of_few_rows_count_all_permutations(n, wanted):
+@pytest.mark.parametrize("n", [3, 4, 5, 8, 9, 10])
+def test_the_p_value_of_equal_ranks_is_that_of_one_permutation_and_its_reverse(n):
     table = pd.DataFrame({"w": np.arange(n), "e": np.arange(n) ** 2.0})
     found = lc.correlations(table, ["w"], ["e"])
-    assert found["p"][0] == pytest.approx(wanted)
+    assert found["p"][0] == pytest.approx(2 / math.factorial(n))
     assert math.isnan(found["low"][0])
+
+
+@pytest.mark.parametrize("method", ["pearson", "spearman", "kendall"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_p_values_of_few_rows_are_those_of_all_permutations(method, ties):
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(2, 6))
+    if ties:
+        a[0], b[1] = a[1], b[4]
+    measure = {
+        "pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau
+    }[method]  # fmt: skip
+    wanted = stats.permutation_test(
+        (a,), lambda x: abs(measure(x, b).statistic), permutation_type="pairings",
+        alternative="greater", n_resamples=math.inf,
+    ).pvalue  # fmt: skip
+    found = lc.correlations(pd.DataFrame({"a": a, "b": b}), "a", "b", method=method)
+    assert found["p"][0] == pytest.approx(wanted)
 
 
 def test_odd_columns_cost_no_other_pair():
