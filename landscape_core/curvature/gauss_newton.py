@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landscape_core.backends import full_precision
 from landscape_core.batches import Batch
 from landscape_core.criteria import origin, split_gradient
 from landscape_core.curvature.differentiable import check_differentiable
-from landscape_core.curvature.graphs import check_losses
+from landscape_core.curvature.graphs import check_losses, explained
 from landscape_core.curvature.hessian import ObjectiveOperator, derivative
-from landscape_core.curvature.probes import generator
+from landscape_core.curvature.probes import Distribution, generator, probe
 from landscape_core.objective import Objective
 
 FisherKind = Literal["exact", "monte_carlo", "empirical"]
@@ -73,10 +74,7 @@ class GaussNewton(ObjectiveOperator):
     def _graph(self, batch: Batch, index: int) -> _OutputGraph:
         with torch.enable_grad():
             outputs = self._outputs(batch)
-        if not isinstance(outputs, Tensor):
-            kind = type(outputs).__name__
-            raise TypeError(f"the model's output must be one tensor, got {kind}")
-        fixed = outputs.detach().requires_grad_()
+        fixed = check_outputs(outputs).detach().requires_grad_()
         with torch.enable_grad():
             loss = self.objective.output_loss(fixed, batch[1])
             weights = torch.zeros_like(outputs, requires_grad=True)
@@ -117,6 +115,10 @@ class Fisher(GaussNewton):
     labels of each example, drawn from p: unbiased over `seed`. ``"empirical"``: the mean of
     :math:`g_i g_i^\top` over the gradients of the examples at their own targets, for any
     criterion; not an estimate of the Fisher matrix (Kunstner et al. 2019, arXiv:1905.12558).
+
+    Its trace takes no second derivatives: ``trace(Fisher(objective), 2, method="per_batch")``
+    costs one gradient a sample. Where layers and activations are piecewise linear, as in a ReLU
+    network, the trace of the exact matrix is that of the Hessian of cross-entropy.
 
     Parameters
     ----------
@@ -177,10 +179,11 @@ class Fisher(GaussNewton):
 
     def _output_product(
         self, outputs: Tensor, loss: Tensor, targets: Tensor, index: int
-    ) -> OutputProduct:
+    ) -> _Softmax | _Outer:
         fixed = outputs.detach()
         if self.kind == "empirical":
-            return _outer(split_gradient(self.objective.criterion, fixed, targets).unsqueeze(0))
+            slopes = split_gradient(self.objective.criterion, fixed, targets)
+            return _Outer(slopes.unsqueeze(0))
         if fixed.ndim != 2 or fixed.shape[1] < 2:
             raise ValueError(
                 f"kind={self.kind!r} needs logits of shape (N, C), got {tuple(fixed.shape)}; "
@@ -189,12 +192,60 @@ class Fisher(GaussNewton):
         check_softmax(self.objective.criterion, self.kind, fixed, targets)
         p = fixed.softmax(1)
         if self.kind == "exact":
-            return lambda w: p * (w - (p * w).sum(-1, keepdim=True)) / len(p)
+            return _Softmax(p)
         check_losses([loss], index)
         rng = generator(1_000_003 * self.seed + index, fixed.device)
         labels = torch.multinomial(p, self.samples, replacement=True, generator=rng)  # (b, S)
         one_hot = F.one_hot(labels.T, p.shape[1])  # (S, b, C)
-        return _outer(p - one_hot.to(p.dtype))
+        return _Outer(p - one_hot.to(p.dtype))
+
+    def trace_samples(
+        self, count: int, rng: torch.Generator, distribution: Distribution = "rademacher"
+    ) -> list[tuple[int, Tensor]]:
+        """|J'Rz|^2 for M = RR' and new probes z: one gradient a sample, no second derivative.
+
+        With signs for z only pairs of different examples, or of different outputs, scatter.
+        """
+        results = []
+        leaves = [self._leaves[name] for name in self._chosen]
+        with explained(), full_precision(self.device):
+            for index, batch in enumerate(self.objective.batches()):
+                with torch.enable_grad():
+                    outputs = self.objective.batch_outputs(
+                        self._leaves, batch[0], self._statistics
+                    )
+                inner = self._inner(outputs, batch, index)
+                samples = []
+                for _ in range(count):
+                    z = probe(inner.shape.numel(), self.dtype, rng, distribution)
+                    gradient = torch.autograd.grad(
+                        outputs, leaves, inner.root(z.view(inner.shape)), retain_graph=True,
+                        allow_unused=True,
+                    )  # fmt: skip
+                    lengths = [
+                        torch.linalg.vector_norm(g, dtype=torch.float64).square()
+                        for g in gradient if g is not None
+                    ]  # fmt: skip
+                    samples.append(sum(lengths, z.new_zeros((), dtype=torch.float64)))
+                results.append((len(batch[1]), torch.stack(samples).cpu()))
+        self.matvecs += count
+        return results
+
+    def _inner(self, outputs: Any, batch: Batch, index: int) -> _Softmax | _Outer:
+        """M over the number of examples, for outputs and a loss that are checked here."""
+        fixed = check_outputs(outputs).detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.objective.output_loss(fixed, batch[1])
+        check_losses([loss], index)
+        return self._output_product(fixed, loss, batch[1], index)
+
+
+def check_outputs(outputs: Any) -> Tensor:
+    """Refuse outputs that are more than one tensor."""
+    if not isinstance(outputs, Tensor):
+        kind = type(outputs).__name__
+        raise TypeError(f"the model's output must be one tensor, got {kind}")
+    return outputs
 
 
 def check_softmax(criterion: object, kind: str, outputs: Tensor, targets: Tensor) -> None:
@@ -213,18 +264,50 @@ def check_softmax(criterion: object, kind: str, outputs: Tensor, targets: Tensor
         )
 
 
-def _outer(slopes: Tensor) -> OutputProduct:
-    """Mean over S and b of q q', for q the rows of `slopes`, shape (S, b, ...)."""
-    samples, count = slopes.shape[:2]
-    rows = slopes.flatten(2)
+@dataclass
+class _Softmax:
+    """M = diag(p) - p p' over the examples, and its root diag(sqrt p) - p sqrt(p)'."""
 
-    def product(directions: Tensor) -> Tensor:
+    p: Tensor  # (b, C)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of what `root` takes."""
+        return self.p.shape
+
+    def __call__(self, directions: Tensor) -> Tensor:
+        p = self.p
+        return p * (directions - (p * directions).sum(-1, keepdim=True)) / len(p)
+
+    def root(self, z: Tensor) -> Tensor:
+        """R z with R R' = M."""
+        along = self.p.sqrt() * z
+        return (along - self.p * along.sum(-1, keepdim=True)) / len(self.p) ** 0.5
+
+
+@dataclass
+class _Outer:
+    """Mean over S and b of q q', for q the rows of `slopes`, shape (S, b, ...)."""
+
+    slopes: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of what `root` takes: a number for every q."""
+        return self.slopes.shape[:2]
+
+    def __call__(self, directions: Tensor) -> Tensor:
+        samples, count = self.shape
+        rows = self.slopes.flatten(2)
         flat = directions.reshape(-1, count, rows.shape[2])  # (k, b, c)
         along = torch.einsum("sbc,kbc->ksb", rows, flat)
         done = torch.einsum("ksb,sbc->kbc", along, rows) / (samples * count)
         return done.view_as(directions)
 
-    return product
+    def root(self, z: Tensor) -> Tensor:
+        """R z with R R' = M."""
+        summed = torch.einsum("sb,sbc->bc", z, self.slopes.flatten(2))
+        return summed.view(self.slopes.shape[1:]) / self.shape.numel() ** 0.5
 
 
 @dataclass

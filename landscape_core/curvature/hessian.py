@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterChoice, ParameterSpace
 
 Method = Literal["autograd", "finite_difference"]
+T = TypeVar("T")
+Graphs = Callable[[], Iterable[tuple[int, Any, bool]]]  # examples, graph, whether to keep it
 CHUNK = 16  # columns of a block that go through a graph together
 
 
@@ -118,31 +120,66 @@ class ObjectiveOperator(SymmetricOperator):
         parts = zip(self._chosen, rows.split(sizes, dim=1), strict=True)
         return {k: part.view(len(rows), *self._leaves[k].shape) for k, part in parts}
 
+    def map_batches(self, function: Callable[[SymmetricOperator], T]) -> list[tuple[int, T]]:
+        """See :meth:`SymmetricOperator.map_batches`; here the batches are the objective's."""
+        results, most = [], 0
+        with explained(), full_precision(self.device):
+            for size, graph, _ in self._graphs.graphs(self._build):
+                part = _OfBatch(self, size, graph)
+                results.append((size, function(part)))
+                most = max(most, part.matvecs)
+                del part, graph  # before the next one is built
+        self.matvecs += most
+        return results
+
     def _multiply(self, vectors: Tensor) -> Tensor:
+        return self.multiply_by(lambda: self._graphs.graphs(self._build), vectors)
+
+    def multiply_by(self, graphs: Graphs, vectors: Tensor) -> Tensor:
+        """Products of the mean over these graphs with the columns of `vectors`, (n, k)."""
         rows = vectors.T.contiguous()  # (k, n)
         with explained(), full_precision(vectors.device):
             if self._batched:
                 try:
-                    return self._products(rows, CHUNK).T
+                    return self._products(graphs(), rows, CHUNK).T
                 except torch.cuda.OutOfMemoryError:
                     raise
                 except RuntimeError:  # a function of the model that cannot be batched
                     self._batched = False
-            return self._products(rows, 1).T
+            return self._products(graphs(), rows, 1).T
 
-    def _products(self, rows: Tensor, width: int) -> Tensor:
+    def _products(
+        self, graphs: Iterable[tuple[int, Any, bool]], rows: Tensor, width: int
+    ) -> Tensor:
         """Products with the rows, shape (k, n), `width` of them through a graph at once."""
-        total = torch.zeros_like(rows)
+        total, examples = torch.zeros_like(rows), 0
         into, along = self._pieces(total), self._pieces(rows)
         starts = range(0, len(rows), width)
-        for size, graph, kept in self._graphs.graphs(self._build):
+        for size, graph, kept in graphs:
+            examples += size
             for start in starts:
                 part = slice(start, start + width)
                 retain = kept or start != starts[-1]
                 directions = {name: piece[part] for name, piece in along.items()}
                 for name, product in graph.multiply(directions, retain).items():
                     into[name][part].add_(product, alpha=size)
-        return total.div_(self._graphs.examples)
+        return total.div_(examples)
+
+
+class _OfBatch(SymmetricOperator):
+    """What one batch adds to an operator, as an operator of its own; see `map_batches`."""
+
+    def __init__(self, whole: ObjectiveOperator, size: int, graph: Any) -> None:
+        super().__init__(whole.n, whole.dtype, whole.device)
+        self.whole, self.size, self.graph = whole, size, graph
+        self.rounding = whole.rounding
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        return self.whole.layer_sizes
+
+    def _multiply(self, vectors: Tensor) -> Tensor:
+        return self.whole.multiply_by(lambda: [(self.size, self.graph, True)], vectors)
 
 
 class Hessian(ObjectiveOperator):
@@ -218,6 +255,15 @@ class Hessian(ObjectiveOperator):
         gradient = {k: g for k, g in named if g is not None and g.requires_grad}
         check_differentiable(gradient.values(), loss)
         return _GradientGraph(loss.detach(), leaves, gradient)
+
+    def map_batches(self, function: Callable[[SymmetricOperator], T]) -> list[tuple[int, T]]:
+        """See :meth:`SymmetricOperator.map_batches`; not with finite differences."""
+        if self.method == "finite_difference":
+            raise ValueError(
+                "batches have matrices of their own with method='autograd', "
+                "got 'finite_difference'"
+            )
+        return super().map_batches(function)
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         if self.method == "autograd":

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
+from landscape_core.curvature.probes import Distribution, probes_block
 from landscape_core.results import Eigenpairs
+
+T = TypeVar("T")
 
 
 class SymmetricOperator:
@@ -71,6 +77,38 @@ class SymmetricOperator:
         eye = torch.eye(self.n, dtype=self.dtype, device=self.device)
         return torch.cat([self @ columns for columns in eye.split(128, dim=1)], dim=1)
 
+    def map_batches(self, function: Callable[[SymmetricOperator], T]) -> list[tuple[int, T]]:
+        """What `function` gives for the matrix of each batch, and the batch's examples.
+
+        A is the mean of these matrices, weighted by the examples. One that belongs to no
+        batches is the only one: ``[(1, function(A))]``. The operators that `function` gets are
+        usable inside it alone: what they keep of a batch is freed before the next.
+
+        >>> import torch.nn.functional as F
+        >>> import landscape_core as lc
+        >>> x, y = torch.randn(50, 3), torch.randn(50, 1)
+        >>> batches = [(x[:30], y[:30]), (x[30:], y[30:])]
+        >>> H = lc.Hessian(lc.Objective(torch.nn.Linear(3, 1), F.mse_loss, batches))
+        >>> largest = H.map_batches(lambda part: float(lc.top_eigenpairs(part, 1).values))
+        >>> [size for size, _ in largest]
+        [30, 20]
+        """
+        return [(1, function(self))]
+
+    def trace_samples(
+        self, count: int, rng: torch.Generator, distribution: Distribution = "rademacher"
+    ) -> list[tuple[int, Tensor]]:
+        """`count` independent samples of the trace of each batch's matrix, and its examples.
+
+        Each has the trace as its mean: v'Av for new probes v, unless a subclass knows better.
+        """
+
+        def forms(part: SymmetricOperator) -> Tensor:
+            v = probes_block(count, part.n, part.dtype, rng, distribution)
+            return torch.linalg.vecdot(v, part @ v, dim=0).double().cpu()
+
+        return self.map_batches(forms)
+
     def deflate(self, pairs: Eigenpairs) -> Deflated:
         """P A P, where P projects the eigenvectors in `pairs` out; n stays.
 
@@ -119,6 +157,17 @@ class _Transformed(SymmetricOperator):
         """Those of the operator that it is made of."""
         return self.base.layer_sizes
 
+    def map_batches(self, function: Callable[[SymmetricOperator], T]) -> list[tuple[int, T]]:
+        """That of the operator it is made of, each batch transformed in the same way."""
+        before = self.base.matvecs
+        results = self.base.map_batches(lambda part: function(self._like(part)))
+        self.matvecs += self.base.matvecs - before
+        return results
+
+    def _like(self, part: SymmetricOperator) -> SymmetricOperator:
+        """Transform another operator in the same way."""
+        raise TypeError(f"{type(self).__name__} does not define how it transforms a batch")
+
 
 class Deflated(_Transformed):
     """See :meth:`SymmetricOperator.deflate`."""
@@ -139,6 +188,9 @@ class Deflated(_Transformed):
         basis = self.pairs.vectors
         return vectors - basis @ (basis.T @ vectors)
 
+    def _like(self, part: SymmetricOperator) -> SymmetricOperator:
+        return Deflated(part, self.pairs)
+
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.project(self.base @ self.project(vectors))
 
@@ -154,6 +206,9 @@ class Scaled(_Transformed):
         self.scale = scale.detach().to(base.device, base.dtype).unsqueeze(1)
         self.magnitude = base.magnitude * float(self.scale.abs().max()) ** 2
 
+    def _like(self, part: SymmetricOperator) -> SymmetricOperator:
+        return Scaled(part, self.scale[:, 0])
+
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.scale * (self.base @ (self.scale * vectors))
 
@@ -165,6 +220,9 @@ class Shifted(_Transformed):
         super().__init__(base)
         self.shift = float(shift)
         self.magnitude = max(base.magnitude, abs(self.shift))
+
+    def _like(self, part: SymmetricOperator) -> SymmetricOperator:
+        return Shifted(part, self.shift)
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.base @ vectors + self.shift * vectors

@@ -11,15 +11,16 @@ from torch import Tensor
 from landscape_core.backends import without_autocast
 from landscape_core.curvature.moments import leading_subspace
 from landscape_core.curvature.operators import SymmetricOperator, check_operator
+from landscape_core.curvature.per_batch import trace_per_batch
 from landscape_core.curvature.probes import Distribution, Seed, generator, probes_block
 from landscape_core.curvature.sampling import TOGETHER, check_sampling, sample_moments, within
 from landscape_core.curvature.xtrace import xtrace
 from landscape_core.results import Eigenpairs, Estimate
 
-TraceMethod = Literal["hutchinson", "deflated", "hutch++", "xtrace"]
+TraceMethod = Literal["hutchinson", "per_batch", "deflated", "hutch++", "xtrace"]
 
 
-LEAST_PROBES = {"hutchinson": 2, "deflated": 4, "hutch++": 12, "xtrace": 12}
+LEAST_PROBES = {"hutchinson": 2, "per_batch": 2, "deflated": 4, "hutch++": 12, "xtrace": 12}
 
 
 @without_autocast
@@ -36,12 +37,18 @@ def trace(
     r"""Estimate the trace from products with random vectors.
 
     ``"hutchinson"`` averages :math:`v^\top A v`. With Rademacher probes one sample has variance
-    :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`; with Gaussian ones :math:`2\|A\|_F^2`. Where a few
-    eigenvalues dominate, the others do far better: ``"deflated"`` first takes up to half of the
-    products for a Krylov basis, whose share of the trace is exact, and samples the rest (from a
-    network's Hessian by means over signs of its layers, where that pays);
-    ``"hutch++"`` does so with a random sketch (a third of the products, and a third for its
-    share); ``"xtrace"`` lets every vector serve in both roles in turn.
+    :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`; with Gaussian ones :math:`2\|A\|_F^2`.
+    ``"per_batch"`` does so with new vectors for each batch of the operator's objective. Each
+    batch then errs on its own, and the errors average out: b batches that are alike divide the
+    variance by b, from the same products. Two products are enough where there are many batches;
+    from a :class:`Fisher` matrix each is a single gradient.
+
+    Where a few eigenvalues dominate, the others do better than ``"hutchinson"``:
+    ``"deflated"`` first takes up to half of the products for a Krylov basis, whose share of the
+    trace is exact, and samples the rest (from a network's Hessian by means over signs of its
+    layers, where that pays); ``"hutch++"`` does so with a random sketch (a third of the
+    products, and a third for its share); ``"xtrace"`` lets every vector serve in both roles in
+    turn.
 
     Intervals of ``"hutchinson"`` from fewer than about 50 probes cover less than they say where
     one eigenvalue dominates, because the samples are skewed.
@@ -51,11 +58,11 @@ def trace(
     operator : SymmetricOperator
     probes : int
         Largest number of products; at least 2; 4 for "deflated", 12 for "hutch++" and "xtrace".
-    method : {"hutchinson", "deflated", "hutch++", "xtrace"}
+    method : {"hutchinson", "per_batch", "deflated", "hutch++", "xtrace"}
     deflate : Eigenpairs or None
-        Eigenpairs of this operator that are known already, for "hutchinson": their share is
-        taken exactly, and the samples scatter less. Exact for any orthonormal vectors with
-        their Rayleigh quotients.
+        Eigenpairs of this operator that are known already, for "hutchinson" and "per_batch":
+        their share is taken exactly, and the samples scatter less. Exact for any orthonormal
+        vectors with their Rayleigh quotients.
     rtol : float or None
         Stop when the standard error is this small against the value; None spends all products.
     distribution : {"rademacher", "gaussian", "sphere"}
@@ -65,14 +72,17 @@ def trace(
     Returns
     -------
     Estimate
-        `stopped` says whether `rtol` was reached.
+        `stopped` says whether `rtol` was reached. For "per_batch" the standard error comes
+        from the scatter within each batch, and `samples` is one more than its degrees of
+        freedom.
 
     References
     ----------
     M. Hutchinson 1990, doi:10.1080/03610919008812866. H. Avron and S. Toledo 2011,
     doi:10.1145/1944345.1944349. R. Meyer, C. Musco, C. Musco and D. Woodruff, Hutch++, 2021,
     arXiv:2010.09649. E. Epperly, J. Tropp and R. Webber, XTrace, 2024, arXiv:2301.07825.
-    T. Chen and E. Hallman 2022, arXiv:2205.01736.
+    T. Chen and E. Hallman 2022, arXiv:2205.01736. Degrees of freedom: B. Welch 1947,
+    doi:10.1093/biomet/34.1-2.28.
 
     Examples
     --------
@@ -87,12 +97,16 @@ def trace(
         options = ", ".join(map(repr, get_args(TraceMethod)))
         raise ValueError(f"method must be one of {options}, got {method!r}")
     check_sampling(probes, rtol, LEAST_PROBES[method])
-    if deflate is not None and method != "hutchinson":
-        raise ValueError(f"deflate goes with method='hutchinson', got {method!r}")
+    if deflate is not None and method not in ("hutchinson", "per_batch"):
+        raise ValueError(
+            f"deflate goes with method='hutchinson' or 'per_batch', got {method!r}"
+        )
     if distribution not in get_args(Distribution):
         options = ", ".join(map(repr, get_args(Distribution)))
         raise ValueError(f"distribution must be one of {options}, got {distribution!r}")
     rng, spent, pairs = generator(seed, operator.device), 0, deflate
+    if method == "per_batch":
+        return trace_per_batch(operator, probes, rtol, deflate, distribution, rng)
     if method == "xtrace":
         return xtrace(operator, probes, rtol, rng)
     if method == "deflated":
