@@ -40,8 +40,8 @@ def trace(
     :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`; with Gaussian ones :math:`2\|A\|_F^2`.
     ``"per_batch"`` does so with new vectors for each batch of the operator's objective. Each
     batch then errs on its own, and the errors average out: b batches that are alike divide the
-    variance by b, from the same products. Two products are enough where there are many batches;
-    from a :class:`Fisher` matrix each is a single gradient.
+    variance by b, from the same products. Two products are enough where there are many batches,
+    and each costs a single gradient where the operator is a :class:`Fisher` matrix.
 
     Where a few eigenvalues dominate, the others do better than ``"hutchinson"``:
     ``"deflated"`` first takes up to half of the products for a Krylov basis, whose share of the
@@ -72,9 +72,8 @@ def trace(
     Returns
     -------
     Estimate
-        `stopped` says whether `rtol` was reached. For "per_batch" the standard error comes
-        from the scatter within each batch, and `samples` is one more than its degrees of
-        freedom.
+        `stopped` says whether `rtol` was reached. For "per_batch" the standard error is that
+        of the scatter within each batch, and `samples` is one more than its degrees of freedom.
 
     References
     ----------
