@@ -86,6 +86,14 @@ def test_all_metrics_agree_with_the_cpu(name, data):
 
 
 @every_network
+@pytest.mark.parametrize("make", [lc.Hessian, lc.Fisher])
+def test_traces_from_vectors_of_each_batch_agree_with_the_cpu(name, make, data):
+    here, there = (lc.trace(make(o), 32, method="per_batch") for o in both(name, data))
+    assert here.stderr > 0
+    assert abs(there.value - here.value) < 5 * (there.stderr + here.stderr)
+
+
+@every_network
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_a_training_repeats_itself(name, precision, data):
     config = lc.TrainConfig(lr=0.05, batch_size=16, epochs=2, seed=3, precision=precision)
