@@ -58,7 +58,8 @@ class Estimate:
         the examples, where these are the samples; 0 where nothing was drawn: the value is
         exact for the given data.
     samples : int
-        Number of independent samples.
+        Number of independent samples; of samples that are not alike, one more than the degrees
+        of freedom of the error.
     matvecs : int
         Matrix-vector products spent; 0 where none were needed.
     stopped : {"", "rtol", "budget"}

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from landscape_core.backends import without_autocast
 from landscape_core.curvature.lanczos import KrylovBasis, grow_together
-from landscape_core.curvature.operators import SymmetricOperator, check_operator
+from landscape_core.curvature.operators import SMALL, SymmetricOperator, check_operator
 from landscape_core.curvature.probes import Seed, generator, probe
-from landscape_core.curvature.sampling import SMALL
 from landscape_core.results import Eigenpairs, Estimate
 
 

@@ -15,7 +15,7 @@ from landscape_core.backends import full_precision
 from landscape_core.batches import Batch
 from landscape_core.criteria import origin, split_gradient
 from landscape_core.curvature.differentiable import check_differentiable
-from landscape_core.curvature.graphs import check_losses, explained
+from landscape_core.curvature.graphs import OneBatch, check_losses, explained
 from landscape_core.curvature.hessian import ObjectiveOperator, derivative
 from landscape_core.curvature.probes import Distribution, generator, probe
 from landscape_core.objective import Objective
@@ -117,8 +117,9 @@ class Fisher(GaussNewton):
     criterion; not an estimate of the Fisher matrix (Kunstner et al. 2019, arXiv:1905.12558).
 
     Its trace takes no second derivatives: ``trace(Fisher(objective), 2, method="per_batch")``
-    costs one gradient a sample. Where layers and activations are piecewise linear, as in a ReLU
-    network, the trace of the exact matrix is that of the Hessian of cross-entropy.
+    costs one gradient a sample. The trace of the exact matrix is that of the Hessian of
+    cross-entropy where the network is piecewise linear in every parameter: a ReLU network that
+    uses each of them once, with fixed statistics of BatchNorm.
 
     Parameters
     ----------
@@ -204,40 +205,43 @@ class Fisher(GaussNewton):
     ) -> list[tuple[int, Tensor]]:
         """|J'Rz|^2 for M = RR' and new probes z: one gradient a sample, no second derivative.
 
-        With signs for z only pairs of different examples, or of different outputs, scatter.
+        With signs for z only pairs scatter: of different examples, outputs or drawn labels.
         """
-        results = []
+        own = type(self)._multiply is not ObjectiveOperator._multiply  # a matrix of one's own
+        if own or isinstance(self._graphs, OneBatch):
+            return super().trace_samples(count, rng, distribution)
+        results, losses = [], []
         leaves = [self._leaves[name] for name in self._chosen]
-        with explained(), full_precision(self.device):
-            for index, batch in enumerate(self.objective.batches()):
+        for index, batch in enumerate(self.objective.batches()):
+            with explained(), full_precision(self.device):
                 with torch.enable_grad():
-                    outputs = self.objective.batch_outputs(
-                        self._leaves, batch[0], self._statistics
+                    outputs = check_outputs(
+                        self.objective.batch_outputs(self._leaves, batch[0], self._statistics)
                     )
-                inner = self._inner(outputs, batch, index)
-                samples = []
-                for _ in range(count):
-                    z = probe(inner.shape.numel(), self.dtype, rng, distribution)
+                fixed = outputs.detach()
+                losses.append(self.objective.output_loss(fixed, batch[1]))
+                inner, samples = self._output_product(fixed, losses[-1], batch[1], index), []
+                for left in reversed(range(count)):
+                    z = probe(inner.shape.numel(), outputs.dtype, rng, distribution)
                     gradient = torch.autograd.grad(
-                        outputs, leaves, inner.root(z.view(inner.shape)), retain_graph=True,
-                        allow_unused=True,
+                        outputs, leaves, inner.root(z.view(inner.shape)),
+                        retain_graph=left > 0, allow_unused=True,
                     )  # fmt: skip
-                    lengths = [
-                        torch.linalg.vector_norm(g, dtype=torch.float64).square()
-                        for g in gradient if g is not None
-                    ]  # fmt: skip
-                    samples.append(sum(lengths, z.new_zeros((), dtype=torch.float64)))
-                results.append((len(batch[1]), torch.stack(samples).cpu()))
+                    samples.append(_squared_length(gradient, z))
+            results.append((len(batch[1]), torch.stack(samples).cpu()))
+            del outputs, fixed, inner, gradient  # before the next ones are made
+        check_losses(losses)
         self.matvecs += count
         return results
 
-    def _inner(self, outputs: Any, batch: Batch, index: int) -> _Softmax | _Outer:
-        """M over the number of examples, for outputs and a loss that are checked here."""
-        fixed = check_outputs(outputs).detach().requires_grad_()
-        with torch.enable_grad():
-            loss = self.objective.output_loss(fixed, batch[1])
-        check_losses([loss], index)
-        return self._output_product(fixed, loss, batch[1], index)
+
+def _squared_length(pieces: Iterable[Tensor | None], like: Tensor) -> Tensor:
+    """Sum of all squares, in float64 on the device of `like`; None is a piece of zeros."""
+    lengths = (
+        torch.linalg.vector_norm(piece, dtype=torch.float64).square()
+        for piece in pieces if piece is not None
+    )  # fmt: skip
+    return sum(lengths, like.new_zeros((), dtype=torch.float64))
 
 
 def check_outputs(outputs: Any) -> Tensor:
@@ -298,7 +302,7 @@ class _Outer:
 
     def __call__(self, directions: Tensor) -> Tensor:
         samples, count = self.shape
-        rows = self.slopes.flatten(2)
+        rows = self.slopes.reshape(*self.shape, -1)
         flat = directions.reshape(-1, count, rows.shape[2])  # (k, b, c)
         along = torch.einsum("sbc,kbc->ksb", rows, flat)
         done = torch.einsum("ksb,sbc->kbc", along, rows) / (samples * count)
@@ -306,7 +310,7 @@ class _Outer:
 
     def root(self, z: Tensor) -> Tensor:
         """R z with R R' = M."""
-        summed = torch.einsum("sb,sbc->bc", z, self.slopes.flatten(2))
+        summed = torch.einsum("sb,sbc->bc", z, self.slopes.reshape(*self.shape, -1))
         return summed.view(self.slopes.shape[1:]) / self.shape.numel() ** 0.5
 
 

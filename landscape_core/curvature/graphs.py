@@ -34,6 +34,19 @@ class BatchGraph(Protocol):
 G = TypeVar("G", bound=BatchGraph)
 
 
+class OneBatch(Generic[G]):
+    """The graph of a single batch, in the place of :class:`PerBatch`."""
+
+    keeps = True
+
+    def __init__(self, size: int, graph: G) -> None:
+        self.size, self.graph = size, graph
+
+    def graphs(self, build: Callable[[Batch, int], G]) -> Iterator[tuple[int, G, bool]]:
+        """Yield it, as one that is kept."""
+        yield self.size, self.graph, True
+
+
 class PerBatch(Generic[G]):
     """The graphs of all batches: those of the first ones that fit are kept, others rebuilt.
 
@@ -90,7 +103,8 @@ class PerBatch(Generic[G]):
             graph, size = build(batch, index), len(batch[1])
             seen += size
             losses.append(graph.loss)
-            kept = not self._full and self._keep(size, graph)
+            # Whoever takes these graphs may have gone through others meanwhile, and kept them.
+            kept = not self._full and index == len(self._kept) and self._keep(size, graph)
             yield size, graph, kept
             del graph  # before the next one is built
         if first_pass:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from landscape_core.backends import full_precision
 from landscape_core.batches import Batch
 from landscape_core.curvature.differentiable import check_criterion, check_differentiable
-from landscape_core.curvature.graphs import PerBatch, check_losses, explained
+from landscape_core.curvature.graphs import OneBatch, PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
 from landscape_core.curvature.rewrites import CheapSecondDerivatives, ExactLayerNorm
 from landscape_core.objective import Objective
@@ -21,7 +21,6 @@ from landscape_core.parameter_space import ParameterChoice, ParameterSpace
 
 Method = Literal["autograd", "finite_difference"]
 T = TypeVar("T")
-Graphs = Callable[[], Iterable[tuple[int, Any, bool]]]  # examples, graph, whether to keep it
 CHUNK = 16  # columns of a block that go through a graph together
 
 
@@ -43,7 +42,7 @@ class ObjectiveOperator(SymmetricOperator):
         pieces = space.unflatten(self.theta.clone())
         self._leaves = {name: piece.requires_grad_() for name, piece in pieces.items()}
         self._chosen = space.names
-        self._graphs: PerBatch[Any] = PerBatch(objective, memory_budget)
+        self._graphs: PerBatch[Any] | OneBatch[Any] = PerBatch(objective, memory_budget)
         self._rewritten = True
         self._sound = False  # whether the criterion was found to be differentiable twice
         self._batched = _together_pays(objective.model, space.n, space.device)
@@ -122,40 +121,41 @@ class ObjectiveOperator(SymmetricOperator):
 
     def map_batches(self, function: Callable[[SymmetricOperator], T]) -> list[tuple[int, T]]:
         """See :meth:`SymmetricOperator.map_batches`; here the batches are the objective's."""
+
+        def build(batch: Batch, index: int) -> Any:
+            with explained(), full_precision(self.device):
+                graph = self._build(batch, index)
+            check_losses([graph.loss], index)
+            return graph
+
         results, most = [], 0
-        with explained(), full_precision(self.device):
-            for size, graph, _ in self._graphs.graphs(self._build):
-                part = _OfBatch(self, size, graph)
-                results.append((size, function(part)))
-                most = max(most, part.matvecs)
-                del part, graph  # before the next one is built
+        for size, graph, _ in self._graphs.graphs(build):
+            part = copy.copy(self)
+            part._graphs, part.matvecs = OneBatch(size, graph), 0
+            results.append((size, function(part)))
+            most, self._batched = max(most, part.matvecs), part._batched
+            del part, graph  # before the next one is built
         self.matvecs += most
         return results
 
     def _multiply(self, vectors: Tensor) -> Tensor:
-        return self.multiply_by(lambda: self._graphs.graphs(self._build), vectors)
-
-    def multiply_by(self, graphs: Graphs, vectors: Tensor) -> Tensor:
-        """Products of the mean over these graphs with the columns of `vectors`, (n, k)."""
         rows = vectors.T.contiguous()  # (k, n)
         with explained(), full_precision(vectors.device):
             if self._batched:
                 try:
-                    return self._products(graphs(), rows, CHUNK).T
+                    return self._products(rows, CHUNK).T
                 except torch.cuda.OutOfMemoryError:
                     raise
                 except RuntimeError:  # a function of the model that cannot be batched
                     self._batched = False
-            return self._products(graphs(), rows, 1).T
+            return self._products(rows, 1).T
 
-    def _products(
-        self, graphs: Iterable[tuple[int, Any, bool]], rows: Tensor, width: int
-    ) -> Tensor:
+    def _products(self, rows: Tensor, width: int) -> Tensor:
         """Products with the rows, shape (k, n), `width` of them through a graph at once."""
         total, examples = torch.zeros_like(rows), 0
         into, along = self._pieces(total), self._pieces(rows)
         starts = range(0, len(rows), width)
-        for size, graph, kept in graphs:
+        for size, graph, kept in self._graphs.graphs(self._build):
             examples += size
             for start in starts:
                 part = slice(start, start + width)
@@ -164,22 +164,6 @@ class ObjectiveOperator(SymmetricOperator):
                 for name, product in graph.multiply(directions, retain).items():
                     into[name][part].add_(product, alpha=size)
         return total.div_(examples)
-
-
-class _OfBatch(SymmetricOperator):
-    """What one batch adds to an operator, as an operator of its own; see `map_batches`."""
-
-    def __init__(self, whole: ObjectiveOperator, size: int, graph: Any) -> None:
-        super().__init__(whole.n, whole.dtype, whole.device)
-        self.whole, self.size, self.graph = whole, size, graph
-        self.rounding = whole.rounding
-
-    @property
-    def layer_sizes(self) -> tuple[int, ...]:
-        return self.whole.layer_sizes
-
-    def _multiply(self, vectors: Tensor) -> Tensor:
-        return self.whole.multiply_by(lambda: [(self.size, self.graph, True)], vectors)
 
 
 class Hessian(ObjectiveOperator):

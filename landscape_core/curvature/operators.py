@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from landscape_core.curvature.probes import Distribution, probes_block
 from landscape_core.results import Eigenpairs
 
 T = TypeVar("T")
+SMALL = 50_000  # up to this n, probes are multiplied several at a time
 
 
 class SymmetricOperator:
@@ -104,8 +106,11 @@ class SymmetricOperator:
         """
 
         def forms(part: SymmetricOperator) -> Tensor:
-            v = probes_block(count, part.n, part.dtype, rng, distribution)
-            return torch.linalg.vecdot(v, part @ v, dim=0).double().cpu()
+            together, samples = count if part.n <= SMALL else 1, []
+            for _ in range(0, count, together):
+                v = probes_block(together, part.n, part.dtype, rng, distribution)
+                samples.append(torch.linalg.vecdot(v, part @ v, dim=0).double().cpu())
+            return torch.cat(samples)
 
         return self.map_batches(forms)
 
@@ -160,13 +165,15 @@ class _Transformed(SymmetricOperator):
     def map_batches(self, function: Callable[[SymmetricOperator], T]) -> list[tuple[int, T]]:
         """That of the operator it is made of, each batch transformed in the same way."""
         before = self.base.matvecs
-        results = self.base.map_batches(lambda part: function(self._like(part)))
+        results = self.base.map_batches(lambda base: function(self._of(base)))
         self.matvecs += self.base.matvecs - before
         return results
 
-    def _like(self, part: SymmetricOperator) -> SymmetricOperator:
+    def _of(self, base: SymmetricOperator) -> SymmetricOperator:
         """Transform another operator in the same way."""
-        raise TypeError(f"{type(self).__name__} does not define how it transforms a batch")
+        transformed = copy.copy(self)
+        transformed.base, transformed.matvecs = base, 0
+        return transformed
 
 
 class Deflated(_Transformed):
@@ -188,9 +195,6 @@ class Deflated(_Transformed):
         basis = self.pairs.vectors
         return vectors - basis @ (basis.T @ vectors)
 
-    def _like(self, part: SymmetricOperator) -> SymmetricOperator:
-        return Deflated(part, self.pairs)
-
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.project(self.base @ self.project(vectors))
 
@@ -206,9 +210,6 @@ class Scaled(_Transformed):
         self.scale = scale.detach().to(base.device, base.dtype).unsqueeze(1)
         self.magnitude = base.magnitude * float(self.scale.abs().max()) ** 2
 
-    def _like(self, part: SymmetricOperator) -> SymmetricOperator:
-        return Scaled(part, self.scale[:, 0])
-
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.scale * (self.base @ (self.scale * vectors))
 
@@ -220,9 +221,6 @@ class Shifted(_Transformed):
         super().__init__(base)
         self.shift = float(shift)
         self.magnitude = max(base.magnitude, abs(self.shift))
-
-    def _like(self, part: SymmetricOperator) -> SymmetricOperator:
-        return Shifted(part, self.shift)
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.base @ vectors + self.shift * vectors

@@ -1,18 +1,19 @@
 """A trace from new random vectors for each batch.
 
 The matrix of an objective is a mean over batches, A = sum of w_b A_b. Hutchinson's vectors are
-usually the same for all b, and their errors add up. With vectors of their own the samples
-v'A_b v are independent, and b batches do for the error what b times the products would:
+usually the same for all b. With vectors of their own the samples v'A_b v are independent:
 
     Var = sum of w_b^2 Var(v'A_b v), against Var(v'Av) for shared vectors.
 
-With two vectors to a batch the scatter within batches gives the error; what the batches differ
-by is no part of it, since all are there.
+Batches that are alike do for the error what so many times the products would; matrices that
+cancel in the mean do not. With two vectors to a batch the scatter within batches gives the
+error; what the batches differ by is no part of it, since all are there.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,8 +35,8 @@ def trace_per_batch(
     """See :func:`trace`."""
     known = 0.0
     if pairs is not None:
-        known = known_moments(pairs)[0]
         operator = operator.deflate(pairs)
+        known = known_moments(pairs)[0]
     rows: list[Tensor] = []  # (batches, probes) of each pass
     count = 0
     while True:
@@ -53,7 +54,7 @@ def trace_per_batch(
         reached = rtol is not None and found.samples >= LEAST and found.relative_error <= rtol
         if reached or count == probes:
             why = stop_reason(rtol is not None, reached)
-            return Estimate(found.value, stderr, found.samples, count, why)
+            return replace(found, stopped=why)
 
 
 def _weighted(sizes: tuple[int, ...], samples: Tensor) -> tuple[float, float, float]:
@@ -61,7 +62,8 @@ def _weighted(sizes: tuple[int, ...], samples: Tensor) -> tuple[float, float, fl
 
     Of a sum of variances s_b^2 with k degrees of freedom each these are
     (sum s_b^2)^2 / (sum s_b^4 / (k + 2)) - 2 (Welch 1947). Where one large batch dominates the
-    sum its own variance may come out small: there are no more than if all v'A_b v had one.
+    sum its own s_b may come out small: the same formula with the squared weights alone is a
+    bound, which brings the coverage back to what it should be.
     """
     weights = torch.tensor(sizes, dtype=torch.float64, device="cpu")
     weights /= weights.sum()

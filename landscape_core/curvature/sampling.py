@@ -15,14 +15,13 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor
 
-from landscape_core.curvature.operators import Deflated, SymmetricOperator
+from landscape_core.curvature.operators import SMALL, Deflated, SymmetricOperator
 from landscape_core.curvature.probes import Distribution, probes_block
 from landscape_core.results import Eigenpairs, Estimate
 
 LEAST = 16  # samples before a standard error is trusted to stop the sampling
 FEWER = 10  # the same where each is a mean over signs
 PILOT = 4  # means over signs that decide whether they pay
-SMALL = 50_000  # up to this n, probes are multiplied several at a time
 TOGETHER = 8
 
 

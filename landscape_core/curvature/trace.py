@@ -40,8 +40,8 @@ def trace(
     :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`; with Gaussian ones :math:`2\|A\|_F^2`.
     ``"per_batch"`` does so with new vectors for each batch of the operator's objective. Each
     batch then errs on its own, and the errors average out: b batches that are alike divide the
-    variance by b, from the same products. Two products are enough where there are many batches,
-    and each costs a single gradient where the operator is a :class:`Fisher` matrix.
+    variance by b, from the same products. Two products are enough where there are many such
+    batches, and each costs a single gradient where the operator is a :class:`Fisher` matrix.
 
     Where a few eigenvalues dominate, the others do better than ``"hutchinson"``:
     ``"deflated"`` first takes up to half of the products for a Krylov basis, whose share of the
@@ -51,7 +51,8 @@ def trace(
     turn.
 
     Intervals of ``"hutchinson"`` from fewer than about 50 probes cover less than they say where
-    one eigenvalue dominates, because the samples are skewed.
+    one eigenvalue dominates, because the samples are skewed; so do those of ``"per_batch"`` of
+    few batches, and from two or three products where one batch's matrix far exceeds the others.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Once, ragged
+from conftest import Once, labels, ragged
 from test_eigen import matrix
 from test_operators import BY_NAME, OPERATORS, every_operator
 from test_trace import SPECTRUM, coverage
@@ -77,6 +77,55 @@ def test_the_operator_of_a_batch_is_that_of_an_objective_of_this_batch(objective
         torch.testing.assert_close(found, make(alone).dense(), rtol=1e-12, atol=1e-14)
 
 
+@every_operator
+def test_products_of_the_whole_may_be_made_between_those_of_the_batches(objective, make):
+    A, v = make(objective), torch.ones(objective.n, dtype=torch.float64)
+    expected = make(objective) @ v
+    differences = A.map_batches(lambda part: part @ v - A @ v)
+    torch.testing.assert_close(weighted(differences), 0 * v, rtol=0, atol=1e-13)
+    torch.testing.assert_close(A @ v, expected, rtol=1e-12, atol=1e-14)
+    nested = A.map_batches(lambda _: weighted(A.map_batches(lambda part: part @ v)))
+    for _, found in nested:
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("base", [lc.Hessian, lc.Fisher])
+def test_an_operator_of_ones_own_keeps_its_product_in_every_batch(objective, base):
+    class Damped(base):
+        def _multiply(self, vectors):
+            return super()._multiply(vectors) + 0.5 * vectors
+
+    A = Damped(objective)
+    parts = A.map_batches(lambda part: part.dense())
+    torch.testing.assert_close(weighted(parts), A.dense(), rtol=1e-12, atol=1e-14)
+    found = lc.trace(A, 300, method="per_batch")
+    assert abs(found.value - float(A.dense().trace())) < 4 * found.stderr
+    assert 0.5 * A.n > 20 * found.stderr  # as far away would be the trace without
+
+
+@every_operator
+def test_the_trace_of_a_batch_is_its_own(objective, make):
+    def far(part):
+        found = lc.trace(part, 200, method="per_batch")
+        return abs(found.value - float(part.dense().trace())) / found.stderr
+
+    assert max(errors for _, errors in make(objective).map_batches(far)) < 4
+
+
+def test_a_batch_has_blocks_of_its_own(objective):
+    H = lc.Hessian(objective)
+    blocks = H.map_batches(lambda part: part.block("*.bias").dense())
+    torch.testing.assert_close(weighted(blocks), H.block("*.bias").dense(), rtol=1e-12, atol=0)
+
+
+def test_errors_of_the_function_are_its_own(objective):
+    def refuse(part):
+        raise NotImplementedError("not implemented, differentiate twice")
+
+    with pytest.raises(NotImplementedError, match="not implemented, differentiate twice"):
+        lc.Hessian(objective).map_batches(refuse)
+
+
 def test_layers_of_a_batch_are_those_of_the_whole(objective):
     H = lc.Hessian(objective)
     for _, sizes in H.scaled(objective.theta).map_batches(lambda part: part.layer_sizes):
@@ -121,6 +170,14 @@ def test_intervals_from_few_products_cover_the_trace(sizes, probes):
     assert 0.92 <= coverage(truth, lambda s: lc.trace(A, **options, seed=s)) <= 0.98
 
 
+def test_intervals_from_eight_products_cover_where_one_batch_exceeds_all_others():
+    A = batches([10] * 21)
+    A.parts[3] = lc.Matrix(10 * A.parts[3].matrix)
+    truth = float(sum(part.matrix.trace() for part in A.parts) / 21)
+    options = {"probes": 8, "method": "per_batch"}
+    assert 0.92 <= coverage(truth, lambda s: lc.trace(A, **options, seed=s)) <= 0.98
+
+
 def test_intervals_cover_the_trace_when_a_relative_error_stops_the_sampling():
     A = batches([10] * 6)
     truth = float(A.matrix.trace())
@@ -147,6 +204,8 @@ def test_known_eigenpairs_are_taken_exactly():
     found, plain = lc.trace(A, **options, deflate=pairs), lc.trace(A, **options)
     assert found.stderr < plain.stderr / 1.5
     assert abs(found.value - float(A.matrix.trace())) < 4 * found.stderr
+    with pytest.raises(TypeError, match="deflate needs the Eigenpairs of this operator"):
+        lc.trace(A, 4, method="per_batch", deflate=torch.eye(80))
     everything = lc.top_eigenpairs(matrix([5.0, 1.0, -3.0]), 3)
     exact = lc.trace(matrix([5.0, 1.0, -3.0]), 2, method="per_batch", deflate=everything)
     assert exact.value == pytest.approx(3, rel=1e-12)
@@ -173,19 +232,21 @@ every_fisher = pytest.mark.parametrize("make", FISHERS.values(), ids=FISHERS)
 
 
 def root_and_jacobian(A, batch, index):
-    """R and J of one batch, dense, from unit vectors and torch.func."""
+    """R, M and J of one batch, dense, from unit vectors and torch.func."""
     objective = A.objective
-    outputs = objective.batch_outputs(A._leaves, batch[0], A._statistics)
-    inner = A._inner(outputs, batch, index)
-    units = torch.eye(inner.shape.numel(), dtype=torch.float64)
-    R = torch.stack([inner.root(unit.view(inner.shape)).flatten() for unit in units], dim=1)
-    everywhere = torch.eye(outputs.numel(), dtype=torch.float64)
-    M = torch.stack([inner(w.view_as(outputs)).flatten() for w in everywhere], dim=1)
 
     def flat(theta):
         pieces = objective.space.unflatten(theta)
         return objective.batch_outputs(pieces, batch[0], A._statistics).flatten()
 
+    outputs = objective.batch_outputs(A._leaves, batch[0], A._statistics).detach()
+    inner = A._output_product(
+        outputs, objective.output_loss(outputs, batch[1]), batch[1], index
+    )
+    units = torch.eye(inner.shape.numel(), dtype=torch.float64)
+    R = torch.stack([inner.root(unit.view(inner.shape)).flatten() for unit in units], dim=1)
+    everywhere = torch.eye(outputs.numel(), dtype=torch.float64)
+    M = torch.stack([inner(w.view_as(outputs)).flatten() for w in everywhere], dim=1)
     return R, M, torch.func.jacrev(flat)(objective.theta)
 
 
@@ -246,6 +307,51 @@ def test_a_layer_with_one_derivative_has_the_trace_of_a_fisher_matrix():
     gradients = torch.stack([each.gradient() for each in singles])
     found = lc.trace(lc.Fisher(objective, kind="empirical"), 500, method="per_batch")
     assert abs(found.value - float(gradients.square().sum() / 23)) < 4 * found.stderr
+
+
+def test_outputs_without_an_axis_of_their_own_have_an_empirical_fisher_matrix():
+    class Flat(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).squeeze(-1)
+
+    x, y = torch.randn(23, 3, dtype=torch.float64), torch.randn(23, dtype=torch.float64)
+    objective = lc.Objective(Flat(3, 1).double(), F.mse_loss, ragged(x, y))
+    A = lc.Fisher(objective, kind="empirical")
+    gradients = torch.cat(list(objective.per_example_gradients()))
+    expected = gradients.T @ gradients / 23
+    torch.testing.assert_close(A.dense(), expected, rtol=1e-12, atol=1e-14)
+    found = lc.trace(A, 300, method="per_batch")
+    assert abs(found.value - float(expected.trace())) < 4 * found.stderr
+
+
+def test_outputs_may_have_another_type_than_theta():
+    class Single(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).float()
+
+    x = torch.randn(23, 3, dtype=torch.float64)
+    objective = lc.Objective(Single(3, 3).double(), F.cross_entropy, ragged(x, labels()))
+    for make in FISHERS.values():
+        A = make(objective)
+        found = lc.trace(A, 300, method="per_batch")
+        assert abs(found.value - float(A.dense().trace())) < 4 * found.stderr
+
+
+def test_a_large_matrix_is_multiplied_by_one_vector_at_a_time():
+    seen = []
+
+    class Wide(lc.Matrix):
+        def _multiply(self, vectors):
+            seen.append(vectors.shape[1])
+            return super()._multiply(vectors)
+
+    A = Wide(matrix([3.0, 1.0, -2.0]).matrix)
+    together = lc.trace(A, 8, method="per_batch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("landscape_core.curvature.operators.SMALL", 2)
+        alone = lc.trace(A, 8, method="per_batch")
+    assert seen == [8] + [1] * 8
+    assert alone.value == pytest.approx(together.value, rel=1e-12)
 
 
 def test_degrees_of_freedom_are_those_of_the_batches_that_scatter():
