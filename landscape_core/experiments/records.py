@@ -266,9 +266,11 @@ def read(path: Path, *, arrays: bool = True) -> Record:
     ------
     DamagedRecordError
         If the file is not a whole record; the sentence names it.
+    OSError
+        If it cannot be read at all: a missing file, or one that may not be opened.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             meta = json.loads(archive.read(META))
             members = [name for name in archive.namelist() if name != META]
             found = {
@@ -287,7 +289,7 @@ def read(path: Path, *, arrays: bool = True) -> Record:
             meta["provenance"],
             meta["message"],
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DamagedRecordError(f"{path} is damaged and cannot be read: {error}") from error

@@ -127,11 +127,23 @@ def _done(task: Task) -> Record:
     return Record(task.parameters, provenance=provenance, **fields)
 
 
-def failed(task: Task, message: str) -> None:
-    """File a run as failed that could not say so itself."""
-    provenance = environment() | {"code_hash": task.code, "begun": time.time(), "seconds": None}
-    record = Record(task.parameters, "failed", provenance=provenance, message=message)
-    records.write(record, task.path)
+def failed(task: Task, message: str) -> Outcome:
+    """File a run as failed that could not say so itself, unless another process does it."""
+    lock = FileLock(task.folder / "locks" / f"{task.key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return "busy"
+    try:
+        if task.path.exists() and _is_good(task):
+            return "found"
+        made = environment() | {"code_hash": task.code, "begun": time.time(), "seconds": None}
+        record = Record(task.parameters, "failed", provenance=made, message=message)
+        records.write(record, task.path)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        return "made"
+    finally:
+        lock.release()
 
 
 def _refuse_clashes(parameters: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:

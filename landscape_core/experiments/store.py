@@ -46,9 +46,17 @@ class Store:
         found = []
         for path in sorted(self.folder.glob("*.npz")):
             try:
-                found.append(records.read(path, arrays=False))
+                record = records.read(path, arrays=False)
             except DamagedRecordError as error:
                 warnings.warn(f"{error}; it is left out", stacklevel=3)
+                continue
+            if record.key == path.stem:
+                found.append(record)
+            else:
+                warnings.warn(
+                    f"{path} holds the record of {record.key}.npz; it is left out",
+                    stacklevel=3,
+                )
         return sorted(found, key=lambda record: record.provenance["begun"])
 
     def record(self, **parameters: Any) -> Record:
@@ -104,7 +112,7 @@ class Store:
             made = record.provenance
             threads = "1 thread" if made["threads"] == 1 else f"{made['threads']} threads"
             where = f"{record.machine}, {threads}, torch {made['torch']}"
-            hours[where] = hours.get(where, 0.0) + made["seconds"] / 3600
+            hours[where] = hours.get(where, 0.0) + (made["seconds"] or 0.0) / 3600
         runs = "1 run" if len(found) == 1 else f"{len(found)} runs"
         spent = [f"  {time:.1f} h on {where}" for where, time in hours.items()]
         return "\n".join([f"{self.name}: {runs}", *spent])
@@ -119,15 +127,25 @@ class Store:
         """One table of several runs, such as their histories, with their parameters.
 
         Where no runs are named, of all that there are.
+
+        Raises
+        ------
+        ValueError
+            If the records have tables, but none of that name.
         """
-        parts = []
+        parts, known = [], set()
         for record in self.find() if runs is None else (self.record(**each) for each in runs):
+            known |= set(record.tables)
             if name in record.tables:
                 table = record.tables[name].copy()
                 for parameter, value in _flat(record.parameters).items():
                     own = parameter in table  # the table's column keeps its name
                     table[f"{parameter} (parameter)" if own else parameter] = value
                 parts.append(table)
+        if known and not parts:
+            raise ValueError(
+                f"{self.name} has no table {name!r}, only {', '.join(sorted(known))}"
+            )
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def publish(
@@ -149,6 +167,8 @@ class Store:
         ------
         ValueError
             If the target is the store itself.
+        DamagedRecordError
+            If a record cannot be read whole; nothing was written or replaced then.
 
         Warns
         -----
@@ -163,8 +183,10 @@ class Store:
                 f"records cannot be published into their own store, {self.folder}: their "
                 "digits would be lost"
             )
-        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.folder.glob("*.npz")):
+            records.read(path)  # before anything is replaced
         kept = [record for record in self._records() if record.status != "failed"]
+        target.mkdir(parents=True, exist_ok=True)
         if not add:
             for old in set(target.glob("*.npz")) - {target / f"{r.key}.npz" for r in kept}:
                 old.unlink()

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from landscape_core.experiments import records
@@ -271,28 +272,40 @@ class Study(Store):
         """Keys of the runs that need not be done; damaged and outdated records move aside."""
         found, moved = set(), []
         for key in wanted:
-            path = self.folder / f"{key}.npz"
-            if not path.exists():
-                continue
-            try:
-                record = records.read(path)
-            except DamagedRecordError as error:
-                _move(path, self.folder / "damaged")
-                tqdm.write(f"{error}; the run is done again")
-                continue
-            if record.status == "failed":
-                continue
-            if self._is_outdated(record) and outdated == "rerun":
-                _move(path, self.folder / "outdated")
-                moved.append(key)
-                continue
-            found.add(key)
+            state, why = self._state(key, outdated)
+            if state in ("damaged", "outdated"):
+                lock = FileLock(self.folder / "locks" / f"{key}.lock")
+                try:
+                    with lock.acquire(timeout=0):  # or another process is making it anew
+                        state, why = self._state(key, outdated)
+                        if state in ("damaged", "outdated"):
+                            _move(self.folder / f"{key}.npz", self.folder / state)
+                except Timeout:
+                    continue
+                if why:
+                    tqdm.write(f"{why}; the run is done again")
+                moved += [key] * (state == "outdated")
+            if state == "found":
+                found.add(key)
         if moved:
             tqdm.write(
                 f"{len(moved)} of {len(wanted)} records of {self.name} were made by other "
                 f"code: they are in {self.folder / 'outdated'} now, and the runs are done again"
             )
         return found
+
+    def _state(self, key: str, outdated: Outdated) -> tuple[str, str]:
+        """Whether a record is "found", "outdated" or "damaged", and how; "" where none is."""
+        try:
+            record = records.read(self.folder / f"{key}.npz")
+        except FileNotFoundError:
+            return "", ""
+        except DamagedRecordError as error:
+            return "damaged", str(error)
+        if record.status == "failed":
+            return "", ""
+        old = outdated == "rerun" and self._is_outdated(record)
+        return ("outdated" if old else "found"), ""
 
 
 def _check_signature(run: Run) -> None:
@@ -334,8 +347,7 @@ def _outcomes(
 
 def _lost(task: Task, message: str) -> tuple[str, Outcome]:
     """A run that no worker survived, or whose record could not be written, has failed."""
-    failed(task, message)
-    return task.key, "made"
+    return task.key, failed(task, message)
 
 
 def _move(path: Path, folder: Path) -> None:

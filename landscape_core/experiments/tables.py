@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Number
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from landscape_core.experiments.statistics import (
@@ -49,25 +49,31 @@ def summarize(
         columns whose names end in ``accuracy`` stay between 0 and 1.
     """
     keys, names = _columns(table, by), _named(table, columns)
-    if {"n", "note"} & {*keys, *names}:
-        raise ValueError("columns must not be named n or note, which the result has itself")
-    rows = {}
+    _refuse_own([*keys, *names])
+    rows: dict[Any, dict[str, Any]] = {}
     for key, group in table.groupby(keys, dropna=False):
         found: dict[str, Any] = {"n": len(group)}
         for name, column in names.items():
             values = group[column].dropna()
             found[name] = Interval(math.nan, math.nan, math.nan, 0, level)
             if len(values):
-                mean = mean_interval(values, level, limits_of(column, values))
+                try:
+                    mean = mean_interval(values, level, limits_of(column, values))
+                except (TypeError, ValueError) as error:
+                    of = ", ".join(f"{k} = {v!r}" for k, v in zip(keys, key, strict=True))
+                    raise ValueError(f"{column!r} of {of}: {error}") from error
                 found[name] = replace(mean, note="", rows=len(group))
         fewest = min((found[name].n for name in names if found[name].n), default=0)
         rows[key if len(keys) > 1 else key[0]] = found | {"note": note_on(fewest)}
-    result = pd.DataFrame.from_dict(rows, orient="index", columns=["n", *names, "note"])
+    result = pd.DataFrame([*rows.values()], columns=["n", *names, "note"])
     if not result["note"].any():
         del result["note"]
-    if not rows and len(keys) > 1:
-        result.index = pd.MultiIndex.from_arrays([[] for _ in keys])
-    result.index.names = keys if len(keys) > 1 else [keys[0]]
+    if len(keys) == 1:
+        result.index = pd.Index([*rows], name=keys[0])
+    elif rows:
+        result.index = pd.MultiIndex.from_tuples([*rows], names=keys)
+    else:
+        result.index = pd.MultiIndex.from_arrays([[] for _ in keys], names=keys)
     return result
 
 
@@ -98,9 +104,10 @@ def compare_groups(
     Returns
     -------
     DataFrame
-        One row to a group but the base, one column of :class:`Interval` to each of `columns`
-        (see :func:`paired_difference`), and `n`, the number of pairs; a column `note` says
-        where they are few. Pairs with a missing value are left out of that column.
+        One row to a group that has a pair with the base, one column of :class:`Interval` to
+        each of `columns` (see :func:`paired_difference`), and `n`, the number of pairs; a
+        column `note` says where they are few. Pairs with a missing value are left out of that
+        column.
 
     Examples
     --------
@@ -110,7 +117,13 @@ def compare_groups(
     """
     names = _named(table, columns)
     _columns(table, [by, pair])
-    groups = {key: rows.set_index(pair) for key, rows in table.groupby(by, sort=False)}
+    _refuse_own([by, *names])
+    # Missing values are one group, under one name for all of them.
+    groups = {
+        None if pd.isna(key) else key: rows.set_index(pair)
+        for key, rows in table.groupby(by, sort=False, dropna=False)
+    }
+    base = None if pd.isna(base) else base
     if base not in groups:
         known = ", ".join(map(str, groups))
         raise ValueError(f"base must be a value of {by}, one of {known}, got {base!r}")
@@ -134,8 +147,8 @@ def compare_groups(
                 difference = paired_difference(pairs["of"], pairs["base"], level)
                 row[name] = replace(difference, note="", rows=len(both))
         found[key] = row | {"note": note_on(fewest)}
-    result = pd.DataFrame.from_dict(found, orient="index", columns=["n", *names, "note"])
-    result.index.name = by
+    index = pd.Index([*found], name=by, dtype=None if found else object)
+    result = pd.DataFrame([*found.values()], index, columns=["n", *names, "note"])
     return result if result["note"].any() else result.drop(columns="note")
 
 
@@ -159,26 +172,34 @@ def correlations(
         for y in ys:
             if x == y:
                 continue
-            pair = table[[x, y]].replace([math.inf, -math.inf], math.nan).dropna()
-            found = _correlation_of(pair, x, y, method)
+            pair = _numbers(table, x, y)
+            found = Interval(math.nan, math.nan, math.nan, 0, note="no row has both values")
+            if len(pair):
+                found = correlation(pair[x], pair[y], method)
             rows.append({
                 "x": x, "y": y, "r": found.value, "low": found.low, "high": found.high,
                 "n": found.n, "p": p_value(pair[x], pair[y], method), "note": found.note,
             })  # fmt: skip
     names = ["x", "y", "r", "low", "high", "n", "p", "note"]
     result = pd.DataFrame(rows, columns=names)
-    result.insert(7, "p_holm", holm(result["p"]))
+    # A pair that is there both ways is one pair.
+    place: dict[frozenset[str], int] = {}
+    of = [
+        place.setdefault(frozenset(xy), len(place))
+        for xy in zip(result.x, result.y, strict=True)
+    ]
+    first = [of.index(k) for k in range(len(place))]
+    result.insert(7, "p_holm", holm(result["p"].iloc[first])[of])
     return result
 
 
-def _correlation_of(pair: pd.DataFrame, x: str, y: str, method: Method) -> Interval:
+def _numbers(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """The rows in which both columns are finite, as numbers."""
     try:
-        numbers = pair.astype(float)
+        pair = table[[x, y]].astype(float)
     except (TypeError, ValueError):
         raise ValueError(f"columns {x!r} and {y!r} must hold numbers") from None
-    if len(numbers):
-        return correlation(numbers[x], numbers[y], method)
-    return Interval(math.nan, math.nan, math.nan, 0, note="no row has both values")
+    return pair.replace([math.inf, -math.inf], math.nan).dropna()
 
 
 def compare_runs(table: pd.DataFrame, shipped: pd.DataFrame) -> pd.DataFrame:
@@ -193,8 +214,9 @@ def compare_runs(table: pd.DataFrame, shipped: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         One row to a run that both have, by its key: how many numbers it has, how many of them
-        differ, and the largest relative difference, inf where only one of two is finite. Times
-        and texts are left out.
+        differ, and the largest relative difference, inf where only one of two is finite, or is
+        there at all. Times (seconds) and texts are left out; a run that failed in one of them
+        alone differs by its status.
 
     Raises
     ------
@@ -202,28 +224,50 @@ def compare_runs(table: pd.DataFrame, shipped: pd.DataFrame) -> pd.DataFrame:
         If two rows of a table have one key.
     """
     for each in (table, shipped):
-        if each["key"].duplicated().any():
-            twice = each["key"][each["key"].duplicated()].iloc[0]
-            raise ValueError(f"every row must have a key of its own, got {twice!r} twice")
+        twice = each["key"][each["key"].duplicated()]
+        if len(twice):
+            raise ValueError(
+                f"every row must have a key of its own, got {twice.iloc[0]!r} twice"
+            )
+    here, there = (each.set_index("key").to_dict("index") for each in (table, shipped))
     rows = {}
-    for key in [key for key in table["key"] if key in set(shipped["key"])]:
-        a, b = (t.set_index("key").loc[key] for t in (table, shipped))
-        names = [n for n in a.index if n in b.index and n not in ("seconds", "outdated")]
-        pairs = [(a[n], b[n]) for n in names if isinstance(a[n], Number)]
-        off = [_apart(x, y) for x, y in pairs if x != y and not (x != x and y != y)]
+    for key in [key for key in here if key in there]:
+        a, b = (_numbers_of(each[key]) for each in (here, there))
+        off = [_apart(a.get(name), b.get(name)) for name in {**a, **b}]
+        off += [math.inf] * (here[key].get("status") != there[key].get("status"))
         rows[key] = {
-            "numbers": len(pairs),
-            "different": len(off),
+            "numbers": len({**a, **b}),
+            "different": sum(each > 0 for each in off),
             "largest": max(off, default=0.0),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _apart(x: Any, y: Any) -> float:
-    """The relative difference of two numbers that are not equal."""
-    if not (math.isfinite(x) and math.isfinite(y)):
+def _numbers_of(row: Mapping[Any, Any]) -> dict[str, float]:
+    """What can be compared of a row: no times, no texts, nothing that is missing."""
+    return {
+        str(name): float(value)
+        for name, value in row.items()
+        if name != "outdated"
+        and "seconds" not in str(name).split("_")
+        and isinstance(value, bool | int | float | np.number | np.bool_)
+        and not math.isnan(float(value))
+    }
+
+
+def _apart(x: float | None, y: float | None) -> float:
+    """The relative difference of two numbers; inf where one is missing."""
+    if x == y:
+        return 0.0
+    if x is None or y is None or not (math.isfinite(x) and math.isfinite(y)):
         return math.inf
-    return float(abs(x - y) / max(abs(x), abs(y)))
+    return abs(x - y) / max(abs(x), abs(y))
+
+
+def _refuse_own(names: Sequence[str]) -> None:
+    """Refuse names that a result has itself."""
+    if {"n", "note"} & {*names}:
+        raise ValueError("columns must not be named n or note, which the result has itself")
 
 
 def _columns(table: pd.DataFrame, names: str | Sequence[str]) -> list[str]:

@@ -185,7 +185,7 @@ def _entry(claim: Mapping[str, Any], open_store: Callable[[str], _ReadOnce]) -> 
         return _judged(claim, open_store)
     except KeyError as error:
         raise ValueError(f"{claim.get('claim')!r}: {error} is missing") from error
-    except (TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{claim.get('claim')!r}: {error}") from error
 
 

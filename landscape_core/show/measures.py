@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,16 @@ def rows_where(table: pd.DataFrame, where: Where) -> pd.DataFrame:
 
 def _by_seed(table: pd.DataFrame, where: Where, column: str) -> pd.Series:
     """A column of these rows by seed."""
-    rows = rows_where(table, where).dropna(subset=column)
-    return _one_each(rows.set_index("seed")[column], where)
+    rows = rows_where(table, where)
+    _all_done(rows["status"], where)
+    return _one_each(rows.dropna(subset=column).set_index("seed")[column], where)
+
+
+def _all_done(status: Iterable[str], where: Where) -> None:
+    """Refuse runs that ended early: a mean without them would be one of survivors."""
+    ended = sorted({each for each in status if each != "done"})
+    if ended:
+        raise ValueError(f"all runs of {dict(where)} must be done, got some that {ended[0]}")
 
 
 def _one_each(values: pd.Series, where: Where) -> pd.Series:
@@ -54,6 +62,7 @@ def _paired(here: pd.Series, there: pd.Series) -> Interval:
 def _of_each(store: Store, where: Where, number: Callable[[Record], float]) -> pd.Series:
     """A number of each of these runs, by seed."""
     runs = store.find(**where)
+    _all_done([run.status for run in runs], where)
     seeds = [run.parameters["seed"] for run in runs]
     return _one_each(pd.Series([number(run) for run in runs], index=seeds), where)
 
@@ -107,8 +116,11 @@ def difference_at(store: Store, column: str, epoch: int, where: Where, base: Whe
 def ratio(store: Store, column: str, where: Where, base: Where) -> Interval:
     """Geometric mean of paired ratios over seeds."""
     table = store.table()
-    table = table.assign(log=np.log(table[column]))
-    return _exponential(_paired(_by_seed(table, where, "log"), _by_seed(table, base, "log")))
+    here, there = (_by_seed(table, side, column) for side in (where, base))
+    least = min(here.min(), there.min())
+    if not least > 0:
+        raise ValueError(f"ratios are of positive numbers, got {least:g}")
+    return _exponential(_paired(np.log(here), np.log(there)))
 
 
 def gain(store: Store, column: str, by: str, where: Where, base: Where) -> Interval:

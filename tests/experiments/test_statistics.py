@@ -215,12 +215,86 @@ def test_a_number_that_is_lost_is_a_difference():
     assert (same["different"], same["largest"]) == (0, 0.0)
 
 
+def test_a_run_that_gave_nothing_differs_from_one_that_did():
+    done = {"key": "a", "lr": 0.1, "status": "done", "loss": 1.5, "flat": True}
+    lost = {"key": "a", "lr": 0.1, "status": "failed", "message": "x"}
+    there = pd.DataFrame([done])
+    for here in (pd.DataFrame([lost]), pd.DataFrame([lost, {"key": "b", "loss": 1.0}])):
+        for tables in ((here, there), (there, here)):
+            found = lc.compare_runs(*tables).loc["a"]
+            assert found.tolist() == [3, 3, math.inf]  # loss, flat, and the status
+    missing = pd.DataFrame([done | {"loss": None}])
+    assert lc.compare_runs(missing, there).loc["a"].tolist() == [3, 1, math.inf]
+    assert lc.compare_runs(there, missing).loc["a"].tolist() == [3, 1, math.inf]
+    turned = pd.DataFrame([done | {"flat": False}])
+    assert lc.compare_runs(turned, there).loc["a"].tolist() == [3, 1, 1.0]
+    slower = pd.DataFrame([done | {"training_seconds": 3.0}])
+    assert lc.compare_runs(slower, there).loc["a"].tolist() == [3, 0, 0.0]
+
+
 def test_runs_that_cannot_be_told_apart_are_not_compared():
     once = pd.DataFrame({"key": ["a", "b"], "x": [1.0, 2.0]})
     twice = pd.DataFrame({"key": ["a", "a"], "x": [1.0, 2.0]})
     for tables in ((once, twice), (twice, once)):
         with pytest.raises(ValueError, match="a key of its own, got 'a' twice"):
             lc.compare_runs(*tables)
+
+
+def test_groups_of_none_are_groups_with_several_keys_too():
+    table = pd.DataFrame(
+        {"clip": [None, None, 0.1, 0.1], "width": [8] * 4, "loss": [1.0, 2.0, 3.0, 4.0]}
+    )
+    found = lc.summarize(table, ["clip", "width"], "loss")
+    assert found.index.names == ["clip", "width"]
+    assert sorted(each.value for each in found.loss) == [1.5, 3.5]
+    assert found.n.tolist() == [2, 2]
+
+
+def test_a_column_that_cannot_be_averaged_is_named_with_its_group():
+    table = pd.DataFrame(
+        {"lr": [1, 1, 2], "loss": [1.0, math.inf, 2.0], "kind": ["a", "b", "c"]}
+    )
+    with pytest.raises(ValueError, match="'loss' of lr = 1: values must be finite"):
+        lc.summarize(table, "lr", ["loss"])
+    with pytest.raises(ValueError, match="'kind' of lr = 1"):
+        lc.summarize(table, "lr", ["kind"])
+
+
+def test_groups_of_none_are_compared():
+    table = pd.DataFrame(
+        {"clip": [None, None, 0.1, 0.1], "seed": [0, 1, 0, 1], "loss": [1.0, 2.0, 4.0, 6.0]}
+    )
+    assert lc.compare_groups(table, "clip", 0.1, ["loss"]).loss.iloc[0].value == -3.5
+    for none in (None, math.nan):
+        assert lc.compare_groups(table, "clip", none, ["loss"]).loss[0.1].value == 3.5
+    for name in ("n", "note"):
+        with pytest.raises(ValueError, match="must not be named n or note"):
+            lc.compare_groups(table, "clip", 0.1, {name: "loss"})
+
+
+def test_a_pair_of_columns_that_is_there_both_ways_is_one():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(12, 3)), columns=list("abc"))
+    table["d"] = table.a > 0
+    once = lc.correlations(table, ["a", "b"], ["c", "d"])
+    both = lc.correlations(table, list("abcd"), list("abcd")).set_index(["x", "y"])
+    assert len(both) == 12
+    assert both.loc[("a", "d"), "p"] == once.p[1]  # of a column of True and False
+    six = lc.holm([both.loc[tuple(pair), "p"] for pair in ("ab", "ac", "ad", "bc", "bd", "cd")])
+    for pair, corrected in zip(("ab", "ac", "ad", "bc", "bd", "cd"), six, strict=True):
+        assert (
+            both.loc[tuple(pair), "p_holm"]
+            == both.loc[tuple(pair)[::-1], "p_holm"]
+            == corrected
+        )
+
+
+@pytest.mark.parametrize("level", [0, 1, 95, -0.1])
+def test_levels_lie_between_0_and_1(level):
+    x, y = [1.0, 2.0, 3.0, 4.0, 5.0] * 12, [2.0, 1.0, 4.0, 3.0, 5.0] * 12
+    for call in (lc.correlation, lc.paired_difference):
+        with pytest.raises(ValueError, match=f"level must lie between 0 and 1, got {level}"):
+            call(x, y, level=level)
 
 
 def test_groups_are_compared_over_pairs_of_one_seed():
