@@ -963,8 +963,8 @@ def test_a_table_that_no_record_has_is_named(tmp_path):
     assert study.tables("history").empty
     study.run(lc.grid(seed=range(2)), progress=False)
     assert len(study.tables("history")) == 4
-    with pytest.raises(ValueError, match="runs has no table 'histroy', only history"):
-        study.tables("histroy")
+    with pytest.raises(ValueError, match="runs has no table 'losses', only history"):
+        study.tables("losses")
 
 
 def test_a_damaged_record_is_not_published_and_what_was_there_stays(tmp_path):
