@@ -108,6 +108,10 @@ def check_range(labels: Tensor, classes: int, ignored: int) -> None:
         )
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """A loss that is nan or infinite where it is to be measured."""
+
+
 def _are_labels(targets: Tensor) -> bool:
     return not (targets.is_floating_point() or targets.is_complex())
 
@@ -123,7 +127,7 @@ def check_criterion(
         raise ValueError("the loss does not depend on theta: it carries no gradient")
     loss = loss.detach()
     if not bool(loss.isfinite()):
-        raise ValueError(f"the loss of the first batch must be finite, got {float(loss)}")
+        raise NotFiniteError(f"the loss of the first batch must be finite, got {float(loss)}")
     check_mean(criterion, outputs, targets, loss)
 
 

@@ -51,21 +51,21 @@ class Checkpoint:
         callbacks: Sequence[Callback],
     ) -> Checkpoint | None:
         """The checkpoint of a training: of the file named, or of the run in progress."""
+        run = current_run()
+        if path is None and run is None:
+            return None
         sizes = [data.train.examples, data.test.examples]
         identity = {
             "config": asdict(trainer.config),
             "regularizer": _described(trainer.regularizer),
-            "data": [data.sha256, *sizes, float(data.train.inputs.double().sum())],
+            "data": [data.sha256, *sizes, _hash([data.train.inputs, data.test.inputs])],
             "labels": _hash([data.train.targets, data.test.targets]),
             "model": str(trainer.model),
             "initial weights": _hash(trainer.model.state_dict().values()),
             "callbacks": [type(each).__qualname__ for each in callbacks],
         }
-        run = current_run()
-        if path is not None:
-            return cls(Path(path), identity)
-        if run is None:
-            return None
+        if run is None or path is not None:
+            return cls(Path(path or ""), identity)
         run.trainings += 1
         return cls(run.folder / f"training_{run.trainings}.pt", identity, own=True)
 

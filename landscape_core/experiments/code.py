@@ -83,6 +83,9 @@ class _Walk:
         ):  # of a decorator such as cache
             self._enter(name, value)
             return self.add(f"{name}.__wrapped__", value.__wrapped__)
+        if own and getattr(type(value), "__module__", None) == self.module:  # an object of it
+            self._enter(name, value)
+            return self.add(f"{name}.class", type(value))
         return False
 
     def _enter(self, name: str, value: Any) -> None:

@@ -279,17 +279,22 @@ def _as_arrays(source: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
         pairs = [source[i] for i in range(len(source))]  # type: ignore[arg-type]
         source = (
             torch.stack([torch.as_tensor(image) for image, _ in pairs]),
-            [int(label) for _, label in pairs],
+            [torch.as_tensor(label).item() for _, label in pairs],
         )
     if not isinstance(source, tuple | list) or len(source) != 2:
         raise ValueError(f"{part} must be (images, labels) or a torch Dataset")
     pixels, labels = source
-    if isinstance(pixels, Tensor) and pixels.ndim == 4:
-        pixels = pixels.permute(0, 2, 3, 1)
-    array = np.asarray(pixels)
-    if array.ndim == 4 and array.shape[3] > 4 and array.shape[1] in (1, 3, 4):
-        layout = "tensors (N, C, H, W)" if isinstance(pixels, Tensor) else "arrays (N, H, W, C)"
-        raise ValueError(f"{part} images must be {layout}, got shape {tuple(source[0].shape)}")
+    if isinstance(pixels, Tensor):
+        if pixels.ndim == 4 and _ends_in_channels(*pixels.shape[1:]):
+            shape = tuple(pixels.shape)
+            raise ValueError(f"{part} images must be tensors (N, C, H, W), got shape {shape}")
+        array = np.asarray(pixels.permute(0, 2, 3, 1) if pixels.ndim == 4 else pixels)
+    else:
+        array = np.asarray(pixels)
+        if array.ndim == 4 and array.shape[3] > 4 and array.shape[1] in (1, 3, 4):
+            raise ValueError(
+                f"{part} images must be arrays (N, H, W, C), got shape {array.shape}"
+            )
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4:
@@ -301,6 +306,11 @@ def _as_arrays(source: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
     if not np.issubdtype(given.dtype, np.integer):
         raise ValueError(f"{part} labels must be integers from 0, got {given.dtype}")
     return array, given.astype(np.int64)
+
+
+def _ends_in_channels(a: int, b: int, c: int) -> bool:
+    """Whether these are the height, width and channels of an image, in this order."""
+    return a > 4 and b > 4 and (c == 3 or (a == b and c in (1, 4)))
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from landscape_core.backends import full_precision
 from landscape_core.experiments.data import Images
@@ -45,7 +46,8 @@ def train_ensemble(
     Parameters
     ----------
     models : sequence of nn.Module
-        Of one architecture, on one device, without BatchNorm.
+        Of one architecture, on one device. With BatchNorm or other buffers, dropout or frozen
+        parameters they are trained one by one.
     data : Images
     configs : sequence of TrainConfig
         One to each model. They may differ in seed, lr, momentum and weight_decay; the
@@ -214,9 +216,19 @@ def _check(models: list[nn.Module], configs: list[TrainConfig], how: str) -> Non
         raise ValueError(
             f"each model needs a configuration, got {len(models)} and {len(configs)}"
         )
-    shapes = [[(name, p.shape) for name, p in model.named_parameters()] for model in models]
-    if any(each != shapes[0] for each in shapes):
-        raise ValueError("all models must be of one architecture, with the same shapes")
+    if len({id(model) for model in models}) < len(models):
+        raise ValueError("each network must be a model of its own, got one of them twice")
+    kinds = [
+        (str(model), [(n, p.shape, p.requires_grad) for n, p in model.named_parameters()])
+        for model in models
+    ]
+    if any(each != kinds[0] for each in kinds):
+        raise ValueError(
+            "all models must be of one architecture, with the same layers, shapes and frozen "
+            "parameters"
+        )
+    if len({model.training for model in models}) > 1:
+        raise ValueError("all models must be in one mode, training or evaluation, got both")
 
 
 def _obstacle(model: nn.Module, configs: list[TrainConfig]) -> str:
@@ -226,6 +238,17 @@ def _obstacle(model: nn.Module, configs: list[TrainConfig]) -> str:
             "models with BatchNorm cannot be trained together: their running statistics would "
             "mix; train them one by one"
         )
+    kept = [name for name, _ in model.named_buffers()]
+    if kept:
+        return f"models with buffers cannot be trained together, got {kept[0]!r}"
+    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules()):
+        return (
+            "models with dropout cannot be trained together: each draws from its own seed; "
+            "train them one by one"
+        )
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    if frozen:
+        return f"models with frozen parameters cannot be trained together, got {frozen[0]!r}"
     common = {replace(c, seed=0, lr=0.5, momentum=0.5, weight_decay=0.5) for c in configs}
     if len(common) > 1:
         return f"configurations may differ only in {', '.join(FREE)}"

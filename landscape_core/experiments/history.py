@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,6 +25,27 @@ def _make_plain(config: TrainConfig) -> None:
         value = getattr(config, column.name)
         if isinstance(value, np.generic):
             object.__setattr__(config, column.name, value.item())
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    """Refuse numbers that are none, or out of their range."""
+    for name in ("lr", "momentum", "label_smoothing", "weight_decay", "final_lr",
+                 "target_loss", "clip"):  # fmt: skip
+        if not isinstance(getattr(config, name), Real):
+            raise TypeError(f"{name} must be a number, got {getattr(config, name)!r}")
+    if not (math.isfinite(config.lr) and config.lr > 0):
+        raise ValueError(f"lr must be positive and finite, got {config.lr}")
+    for name in ("momentum", "label_smoothing"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be from 0 to below 1, got {getattr(config, name)}")
+    for name, least in (("batch_size", 1), ("epochs", 0), ("warmup", 0), ("seed", None)):
+        value = getattr(config, name)
+        if not isinstance(value, int) or (least is not None and value < least):
+            what = "a whole number" if least is None else f"a whole number >= {least}"
+            raise ValueError(f"{name} must be {what}, got {value!r}")
+    for name in ("weight_decay", "final_lr", "target_loss", "clip"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {getattr(config, name)}")
 
 
 @dataclass(frozen=True)
@@ -93,18 +115,9 @@ class TrainConfig:
             if getattr(self, name) not in get_args(options):
                 known = ", ".join(map(repr, get_args(options)))
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        for name in ("momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be from 0 to below 1, got {getattr(self, name)}")
-        for name, least in (("batch_size", 1), ("epochs", 0), ("warmup", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
-        for name in ("weight_decay", "final_lr", "target_loss", "clip"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        _check_numbers(self)
+        if self.optimizer == "nesterov" and self.momentum == 0:
+            raise ValueError("momentum must be above 0 for optimizer 'nesterov', got 0")
 
     def lr_at(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """Learning rate of step `step` (from 0) of `steps`."""
@@ -145,6 +158,9 @@ class EpochRecord:
     measured: dict[str, float] = field(default_factory=dict)
 
 
+COLUMNS = tuple(each.name for each in fields(EpochRecord) if each.name != "measured")
+
+
 @dataclass
 class History:
     """The record of a training run.
@@ -168,10 +184,9 @@ class History:
 
     def table(self) -> pd.DataFrame:
         """One row per epoch; what callbacks measured stands in columns of its own."""
-        names = [column.name for column in fields(EpochRecord) if column.name != "measured"]
         rows = [asdict(epoch) for epoch in self.epochs]
         more = dict.fromkeys(name for row in rows for name in row["measured"])
-        return pd.DataFrame([row | row["measured"] for row in rows], columns=[*names, *more])
+        return pd.DataFrame([row | row["measured"] for row in rows], columns=[*COLUMNS, *more])
 
     def __str__(self) -> str:
         if self.status == "diverged":

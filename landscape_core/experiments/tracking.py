@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 from typing import Any
 
@@ -108,28 +109,36 @@ class CurvatureTracker:
         """One row per measurement.
 
         Columns: epoch, step, lambda_max, residual, converged, matvecs, and lambda_max of each
-        layer, named by it, where layers are followed.
+        layer, named by it, where layers are followed; nan where the loss was not finite.
         """
         return pd.DataFrame(self.records)
 
     def _measure(self, state: TrainingState) -> None:
+        try:
+            found = self._found(state)
+        except FloatingPointError:  # a training that diverges says so itself
+            found = {
+                "lambda_max": math.nan, "residual": math.nan, "converged": False, "matvecs": 0,
+            }  # fmt: skip
+        self.records.append({"epoch": state.epoch, "step": state.step, **found})
+
+    def _found(self, state: TrainingState) -> dict[str, Any]:
         objective = Objective(state.model, self.criterion, self.batches, **self.options)
         hessian = Hessian(objective)
         top = self._search(hessian, "")
-        record = {
-            "epoch": state.epoch,
-            "step": state.step,
+        found = {
             "lambda_max": float(top.values[0]),
             "residual": float(top.residuals[0]),
             "converged": bool(top.converged[0]),
             "matvecs": top.matvecs,
         }
-        if self.layers:
-            for layer, names in hessian.layers.items():
-                found = self._search(hessian.block(names), layer)
-                record[layer] = float(found.values[0])
-                record["converged"] = record["converged"] and bool(found.converged[0])
-        self.records.append(record)
+        for layer, names in hessian.layers.items() if self.layers else ():
+            if layer in ("epoch", "step", *found):
+                raise ValueError(f"a layer must not be named as a column, got {layer!r}")
+            block = self._search(hessian.block(names), layer)
+            found[layer] = float(block.values[0])
+            found["converged"] = found["converged"] and bool(block.converged[0])
+        return found
 
     def _search(self, operator: SymmetricOperator, layer: str) -> Eigenpairs:
         start = self._last.get(layer)

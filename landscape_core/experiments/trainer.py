@@ -36,6 +36,7 @@ class Trainer:
         regularizer: Regularizer | None = None,
     ) -> None:
         self.model, self.config, self.regularizer = model, config, regularizer
+        self.classes = data.classes
         self.device = next(model.parameters()).device
         self.picked = picked_precision(model, config.precision)
         if self.picked["channels_last"]:
@@ -100,6 +101,12 @@ class Trainer:
         half = self.picked["precision"] == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
             outputs: Tensor = self.model(inputs)
+        # On a GPU a label without an output ends the process, not the run.
+        if outputs.ndim != 2 or outputs.shape[1] < self.classes:
+            raise ValueError(
+                f"the model needs an output for each of the {self.classes} classes, got "
+                f"outputs of shape {tuple(outputs.shape)}"
+            )
         return outputs.float()
 
     def state_dict(self) -> dict[str, Any]:

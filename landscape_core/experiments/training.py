@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from landscape_core.backends import full_precision
+from landscape_core.backends import check_model, full_precision
 from landscape_core.experiments.checkpoints import Checkpoint
 from landscape_core.experiments.data import Images
 from landscape_core.experiments.history import (
+    COLUMNS,
     DEFAULTS,
     Callback,
     EpochRecord,
@@ -54,9 +55,10 @@ def train(
     config : TrainConfig
     callbacks : sequence of callable
         Each is called with a :class:`TrainingState` after every epoch; the model is then in
-        evaluation mode. What it returns, a dict of numbers, becomes part of the history. One
-        that has a method ``on_step`` gets that called in the same way after every step, with
-        the model in training mode; see :class:`CurvatureTracker`.
+        evaluation mode. What it returns, a dict of numbers under names that no column of the
+        history has yet, becomes part of it. One that has a method ``on_step`` gets that called
+        in the same way after every step, with the model in training mode; see
+        :class:`CurvatureTracker`.
     regularizer : Regularizer or None
         What else than the loss decides each step, such as :class:`SAM`. It draws from the
         configuration's seed. Running statistics follow the first pass of each step only.
@@ -73,6 +75,7 @@ def train(
     -------
     History
     """
+    check_model(model)
     if not isinstance(data, Images):
         kind = type(data).__name__
         raise TypeError(f"data must be Images, from load(...) or images(...), got {kind}")
@@ -80,6 +83,12 @@ def train(
         raise TypeError(f"regularizer must be one such as SAM(0.05), got {regularizer!r}")
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model must have a parameter to train, got none that needs a gradient")
+    kinds = {p.dtype for p in model.parameters()}
+    if kinds != {torch.float32}:
+        got = ", ".join(sorted(map(str, kinds)))
+        raise ValueError(f"the parameters of model must be torch.float32, got {got}")
     trainer = Trainer(model, data, config, regularizer)
     history = History(config, picked=trainer.picked)
     saved = Checkpoint.of(checkpoint, trainer, data, callbacks)
@@ -109,7 +118,9 @@ def _ended(history: History) -> bool:
     epochs, config = history.epochs, history.config
     if history.status == "diverged" or len(epochs) >= config.epochs:
         return True
-    return bool(epochs) and epochs[-1].train_loss <= config.target_loss
+    return (
+        bool(epochs) and config.target_loss > 0 and epochs[-1].train_loss <= config.target_loss
+    )
 
 
 def _epoch(
@@ -146,7 +157,12 @@ def _epoch(
     bar.update()
     for callback in callbacks:
         measured = tell(callback, trainer.steps * epoch)
-        record.measured.update({name: _number(name, value) for name, value in measured.items()})
+        for name, value in measured.items():
+            if name in COLUMNS or name in record.measured:
+                raise ValueError(
+                    f"what a callback returns needs a name of its own, got {name!r}"
+                )
+            record.measured[name] = _number(name, value)
 
 
 def _number(name: str, value: Any) -> float:

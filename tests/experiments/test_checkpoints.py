@@ -226,3 +226,39 @@ def test_a_users_own_regularizer_and_hidden_buffers_go_on_too(tmp_path):
     assert history.table()["seen"].tolist() == [1, 2, 3, 4]
     compare(ended, whole)
     assert torch.equal(ended.passes, whole.passes)
+
+
+def test_a_checkpoint_knows_its_data_on_any_number_of_threads(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.rand(400, 3, 16, 16, generator=rng), torch.arange(400) % 2
+    data = lc.images((x, y), (x[:40], y[:40]))
+    before, histories = torch.get_num_threads(), []
+    try:
+        for threads, epochs in ((1, 1), (3, 1)):
+            torch.set_num_threads(threads)
+            model = lc.MLP((3, 16, 16), 2, width=4, seed=0)
+            config = lc.TrainConfig(epochs=epochs)
+            histories.append(
+                lc.train(model, data, config, checkpoint=tmp_path / "a.pt", progress=False)
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert histories[0].epochs == histories[1].epochs
+    other = lc.images((x, y), (1 - x[:40], y[:40]))
+    with pytest.raises(ValueError, match="differs in its data"):
+        lc.train(
+            lc.MLP((3, 16, 16), 2, width=4, seed=0), other, lc.TrainConfig(epochs=1),
+            checkpoint=tmp_path / "a.pt", progress=False,
+        )  # fmt: skip
+
+
+def test_without_a_checkpoint_the_data_are_not_read_for_one(monkeypatch):
+    data = lc.load("digits", subset=(100, 50))
+    read = []
+    monkeypatch.setattr(
+        "landscape_core.experiments.checkpoints._hash", lambda tensors: read.append(1)
+    )
+    lc.train(
+        lc.MLP(data.input_shape, 10, width=4), data, lc.TrainConfig(epochs=1), progress=False
+    )
+    assert read == []

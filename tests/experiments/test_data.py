@@ -180,6 +180,18 @@ def test_any_other_file_of_the_folder_is_read_by_its_name(folder):
             "integers from 0, got float64",
         ),
         (
+            lambda: lc.images((torch.zeros(9, 32, 32, 3), range(9)), 0),
+            r"must be tensors \(N, C, H, W\), got shape \(9, 32, 32, 3\)",
+        ),
+        (
+            lambda: lc.images((torch.zeros(9, 32, 64, 3), range(9)), 0),
+            r"must be tensors \(N, C, H, W\), got shape \(9, 32, 64, 3\)",
+        ),
+        (
+            lambda: lc.images(TensorDataset(torch.zeros(3, 1, 8, 8), torch.rand(3)), 0),
+            "labels must be integers from 0, got float",
+        ),
+        (
             lambda: lc.images((np.zeros((9, 3, 8, 8)), range(9)), 0),
             r"arrays \(N, H, W, C\), got shape \(9, 3, 8, 8\)",
         ),
@@ -190,3 +202,11 @@ def test_any_other_file_of_the_folder_is_read_by_its_name(folder):
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 1, 100), (16, 4, 4), (16, 100, 1), (3, 8, 8), (64, 3, 3)]
+)
+def test_tensors_of_odd_sizes_are_taken_as_they_are(shape):
+    x, y = torch.randn(20, *shape), torch.arange(20) % 2
+    assert lc.images((x, y), (x, y)).input_shape == shape

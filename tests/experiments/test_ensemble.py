@@ -64,7 +64,7 @@ def test_one_that_diverges_does_not_disturb_the_others(data):
         (lambda data: networks(data, "mlp", (0, 1)), "momentum", True),
         (lambda data: networks(data, "mlp", (0, 1)), "adam", False),
         (lambda data: networks(data, "cnn", (0, 1)), "momentum", False),
-        (lambda data: [lc.MLP(data.input_shape, 10, width=256)] * 2, "momentum", False),
+        (lambda data: [lc.MLP(data.input_shape, 10) for _ in "ab"], "momentum", False),
         (lambda data: [lc.MLP(data.input_shape, 10, width=8, batchnorm=True)], "sgd", False),
     ],
     ids=["small", "adam", "cnn", "large", "batchnorm"],
@@ -113,3 +113,40 @@ def test_what_cannot_be_trained_together_is_refused(data, change, message):
     ]
     with pytest.raises(ValueError, match=message):
         lc.train_ensemble(models, data, configs, how=change.get("how", "together"))
+
+
+CHANGED = {
+    "frozen": lambda model: model[1].requires_grad_(False),
+    "dropout": lambda model: model.append(torch.nn.Dropout(0.3)),
+    "buffers": lambda model: model.register_buffer("seen", torch.zeros(1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_what_would_not_end_as_alone_is_trained_one_by_one(data, change):
+    configs = [lc.TrainConfig(lr=0.05, seed=seed, epochs=2) for seed in (0, 1, 2)]
+    one, other = networks(data, "mlp", (0, 1, 2)), networks(data, "mlp", (0, 1, 2))
+    for model in [*one, *other]:
+        change(model)
+    with pytest.raises(ValueError, match="cannot be trained together"):
+        lc.train_ensemble(one, data, configs, how="together")
+    lc.train_ensemble(one, data, configs, progress=False)
+    for a, b, config in zip(one, other, configs, strict=True):
+        lc.train(b, data, config, progress=False)
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_networks_that_only_look_alike_are_refused(data):
+    make = {"width": 12, "seed": 0}
+    relu, tanh = (
+        lc.MLP(data.input_shape, data.classes, activation=name, **make)
+        for name in ("relu", "tanh")
+    )
+    configs = [lc.TrainConfig(epochs=1)] * 2
+    with pytest.raises(ValueError, match="one architecture, with the same layers"):
+        lc.train_ensemble([relu, tanh], data, configs)
+    with pytest.raises(ValueError, match="a model of its own, got one of them twice"):
+        lc.train_ensemble([relu, relu], data, configs)
+    with pytest.raises(ValueError, match="in one mode, training or evaluation, got both"):
+        lc.train_ensemble([relu, networks(data, "mlp", (1,))[0].eval()], data, configs)

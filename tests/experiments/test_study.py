@@ -686,6 +686,10 @@ def test_the_code_of_a_study_that_a_run_takes_results_from_is_part_of_its_code(t
 # --- what the code of a run is ----------------------------------------------------------------
 
 VARIANTS = {
+    "object of a class": (
+        "class Smooth:\n    def __call__(self, x): return x * {}\nsmooth = Smooth()\n"
+        "def run(x): return {{'y': smooth(x)}}"
+    ),
     "two lambdas": (
         "f = lambda x: x\ng = lambda x: x * {}\ndef run(x): return {{'y': f(x) + g(x)}}"
     ),

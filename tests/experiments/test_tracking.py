@@ -99,6 +99,27 @@ def test_the_table_has_a_column_for_each_layer_that_is_followed(data):
     assert (table[["1", "3", "5"]].iloc[0] <= table["lambda_max"].iloc[0] * 1.5).all()
 
 
+@pytest.mark.parametrize("options", [{"every_steps": 1}, {}])
+def test_a_training_that_diverges_is_followed_to_its_end(data, options):
+    tracker = lc.CurvatureTracker(F.cross_entropy, data.train, **options)
+    model = lc.MLP(data.input_shape, data.classes, width=8, seed=0)
+    config = lc.TrainConfig("sgd", lr=1e6, epochs=5)
+    history = lc.train(model, data, config, [tracker], progress=False)
+    assert history.status == "diverged"
+    table = tracker.table()
+    if options:
+        assert table["lambda_max"].isna().any()
+        assert not table["converged"][table["lambda_max"].isna()].any()
+
+
+def test_a_layer_with_the_name_of_a_column_is_refused(data):
+    model = torch.nn.ModuleDict({"residual": torch.nn.Linear(64, 10)})
+    model.forward = lambda x: model["residual"](x.flatten(1))
+    tracker = lc.CurvatureTracker(F.cross_entropy, data.train, layers=True)
+    with pytest.raises(ValueError, match="must not be named as a column, got 'residual'"):
+        lc.train(model, data, lc.TrainConfig(epochs=1), [tracker], progress=False)
+
+
 def test_a_block_of_parameters_can_be_followed_alone(data):
     tracker = lc.CurvatureTracker(F.cross_entropy, data.train, parameters="5.*", layers=True)
     run(data, [tracker], epochs=1)

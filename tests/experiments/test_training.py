@@ -136,11 +136,52 @@ def test_label_smoothing_raises_the_floor_of_the_loss(data):
         ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
         ({"epochs": 2.5}, "epochs must be a whole number >= 0, got 2.5"),
         ({"weight_decay": -1}, "weight_decay must be 0 or more, got -1"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"optimizer": "nesterov", "momentum": 0.0}, "momentum must be above 0 .* got 0"),
+        ({"lr": "0.1"}, "lr must be a number, got '0.1'"),
+        ({"clip": None}, "clip must be a number, got None"),
     ],
 )
 def test_bad_configurations_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         lc.TrainConfig(**options)
+
+
+BAD_MODELS = {
+    "class": (lambda s: lc.MLP, "got the class MLP: make an instance"),
+    "path": (lambda s: "w.pt", "model must be a torch.nn.Module, got 'w.pt'"),
+    "double": (lambda s: lc.MLP(s, 10).double(), "must be torch.float32, got torch.float64"),
+    "few outputs": (
+        lambda s: lc.MLP(s, 7),
+        r"each of the 10 classes, got outputs .* \(\d+, 7\)",
+    ),
+    "frozen": (lambda s: lc.MLP(s, 10).requires_grad_(False), "got none that needs a gradient"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_MODELS)
+def test_models_that_cannot_be_trained_are_refused(data, kind):
+    make, message = BAD_MODELS[kind]
+    with pytest.raises((TypeError, ValueError), match=message):
+        lc.train(make(data.input_shape), data, progress=False)
+
+
+def test_a_target_of_0_is_never_reached():
+    x = torch.cat([torch.zeros(10, 1, 2, 2), torch.ones(10, 1, 2, 2)])
+    data = lc.images((x, torch.arange(20) // 10), (x, torch.arange(20) // 10))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-500.0] * 4, [500.0] * 4]))
+    history = lc.train(model, data, lc.TrainConfig(epochs=3), progress=False)
+    assert [epoch.train_loss for epoch in history.epochs] == [0.0] * 3
+
+
+@pytest.mark.parametrize("name", ["test_loss", "lr", "double"])
+def test_names_of_what_callbacks_return_are_their_own(data, name):
+    model = lc.MLP(data.input_shape, data.classes, width=8)
+    twice = [lambda state: {"double": 2.0}, lambda state: {name: 1.0}]
+    with pytest.raises(ValueError, match=f"needs a name of its own, got '{name}'"):
+        lc.train(model, data, lc.TrainConfig(epochs=1), twice, progress=False)
 
 
 def test_auto_precision_picks_for_the_model_says_so_and_leaves_float32_weights(monkeypatch):
