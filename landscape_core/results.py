@@ -86,7 +86,8 @@ class Estimate:
         values = np.asarray(samples, dtype=float)
         if values.ndim != 1 or values.size == 0:
             raise ValueError(f"samples must be a vector of at least one, got {values.shape}")
-        spread = values.std(ddof=1) if values.size > 1 else math.nan
+        with np.errstate(invalid="ignore"):  # of an infinite sample it is nan
+            spread = values.std(ddof=1) if values.size > 1 else math.nan
         stderr = float(spread / math.sqrt(values.size))
         return cls(float(values.mean()), stderr, values.size, matvecs)
 

@@ -52,7 +52,7 @@ def plot_difference(
     bar.ax.minorticks_off()
     bar.set_label("loss (nats), logarithmic" if log else "loss (nats)")
     change = b.loss - a.loss
-    reach = float(np.abs(change).max()) or 1.0
+    reach = float(np.abs(change[np.isfinite(change)]).max(initial=0.0)) or 1.0
     # Straight near zero, logarithmic beyond: differences span several powers of ten.
     scale = SymLogNorm(linthresh=reach / 100, vmin=-reach, vmax=reach)
     shown = panels[2].pcolormesh(b.x, b.y, change, norm=scale, cmap="RdBu_r", shading="nearest")

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import platform
+import re
 import textwrap
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
@@ -105,6 +106,11 @@ class Number:
         }  # fmt: skip
 
 
+def _md(text: str) -> str:
+    """Text as Markdown shows it, in one line."""
+    return re.sub(r"([\\`*_|<>\[\]&])", r"\\\1", " ".join(text.split()))
+
+
 def _tex(text: str) -> str:
     """A text as LaTeX takes it."""
     return str(unicode_to_latex(text, unknown_char_policy="keep", unknown_char_warning=False))
@@ -197,20 +203,22 @@ class Page:
 
     def markdown(self, folder: Path | None = None, stem: str = "") -> str:
         """The page as Markdown; figures are written beside it where a folder is named."""
-        lines = [f"# {self.title}"]
+        lines = [f"# {_md(self.title)}"]
         for index, section in enumerate(self.sections):
             lines += [
                 "",
-                f"## {section.heading}",
+                f"## {_md(section.heading)}",
                 "",
                 "| quantity | value | note |",
                 "|---|---|---|",
             ]
-            lines += [f"| {n.quantity} | {n.written} | {n.note} |" for n in section.numbers]
+            for n in section.numbers:
+                lines.append(f"| {' | '.join(map(_md, (n.quantity, n.written, n.note)))} |")
             if folder is not None:
                 for name, caption in section.write_figures(folder, f"{stem}_{index}"):
-                    lines += ["", f"![{caption}]({name})"]
-        return "\n".join([*lines, "", "## Reading", "", *(f"- {x}" for x in self.reading), ""])
+                    lines += ["", f"![{_md(caption)}](<{name}>)"]
+        reading = (f"- {_md(sentence)}" for sentence in self.reading)
+        return "\n".join([*lines, "", "## Reading", "", *reading, ""])
 
     def latex(self, folder: Path | None = None, stem: str = "") -> str:
         """The page as LaTeX; figures are written beside it where a folder is named."""

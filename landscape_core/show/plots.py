@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -98,54 +99,67 @@ def plot_flatness(
         raise ValueError(f"traces predict rises for radii in the {UNITS['l2']}, got: {unit}")
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(1, 2 if traces else 1, squeeze=False)[0]
+    ratios: list[float] = []
     for i, (name, look) in enumerate(looks(profiles).items()):
         profile = profiles[name]
         # Networks side by side at one radius: a shift of a few percent on the log axis.
         x = profile.radii * 1.07 ** (i - (len(profiles) - 1) / 2)
         mean = np.array([rise.value for rise in profile.rises])
         stderr = np.array([rise.stderr for rise in profile.rises])
-        _stems(panels[0], x, mean, stderr, name, look)
+        half = np.array([_half(rise) for rise in profile.rises])
+        _stems(panels[0], x, mean, half, name, look)
         if traces and name in traces:
             trace, n = traces[name]
             predicted = profile.radii**2 * trace.value / (2 * n)
             panels[0].plot(x, predicted, color=look["color"], linewidth=1, linestyle="--")
             ratio = mean / predicted
-            error = np.abs(ratio) * np.hypot(stderr / mean, trace.relative_error)
+            ratios.extend(ratio)
+            # Of the sum of both errors as wide as of the rises alone: these have fewer samples.
+            wide = half / np.where(stderr > 0, stderr, 1)
+            error = wide * np.hypot(stderr / predicted, ratio * trace.relative_error)
             colour, marker = look["color"], look["marker"]
-            panels[1].errorbar(x, ratio, Z95 * error, color=colour, marker=marker, linewidth=1)
+            panels[1].errorbar(x, ratio, error, color=colour, marker=marker, linewidth=1)
     means = np.array([rise.value for p in profiles.values() for rise in p.rises])
-    if (means > 0).all():
+    means = means[np.isfinite(means)]
+    if means.size and (means > 0).all():
         panels[0].set_yscale("log")
         panels[0].set_ylim(means.min() / 3, means.max() * 3)
     else:  # some directions go down: both signs on one axis, linear around zero
-        panels[0].set_yscale("symlog", linthresh=max(1e-12, float(np.abs(means).max()) * 1e-4))
+        largest = float(np.abs(means).max(initial=0.0))
+        panels[0].set_yscale("symlog", linthresh=max(1e-12, largest * 1e-4))
         panels[0].axhline(0, color="#555555", linewidth=0.8)
     panels[0].set_ylabel("rise of the loss (nats)")
     if traces:
         panels[1].axhline(1, color="#555555", linewidth=0.8, linestyle="--")
-        panels[1].set(ylabel="measured / predicted", yscale="log")
-        panels[1].yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        panels[1].yaxis.set_major_formatter("{x:g}")
-        panels[1].yaxis.set_minor_formatter(NullFormatter())
+        panels[1].set_ylabel("measured / predicted")
+        if all(ratio > 0 for ratio in ratios if math.isfinite(ratio)):  # none goes down
+            panels[1].set_yscale("log")
+            panels[1].yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            panels[1].yaxis.set_major_formatter("{x:g}")
+            panels[1].yaxis.set_minor_formatter(NullFormatter())
     for axes in panels:
         axes.set(xscale="log", xlabel=f"radius ({unit})")
     _legend_above(figure, panels[0], "mean and 95 % interval over directions")
     return Picture(figure)
 
 
+def _half(rise: Estimate) -> float:
+    """Half the width of Student's 95 % interval; nan where one sample has none."""
+    high = rise.interval()[1]
+    return high - rise.value if math.isfinite(high) else math.nan
+
+
 def _stems(
     axes: Axes,
     x: np.ndarray,
     mean: np.ndarray,
-    stderr: np.ndarray,
+    half: np.ndarray,
     name: str,
     look: Mapping[str, str],
 ) -> None:
     colour, marker = look["color"], look["marker"]
     axes.vlines(x, np.minimum(mean, 0), np.maximum(mean, 0), color=colour, alpha=0.6)
-    axes.errorbar(
-        x, mean, Z95 * stderr, color=colour, marker=marker, linestyle="none", label=name
-    )
+    axes.errorbar(x, mean, half, color=colour, marker=marker, linestyle="none", label=name)
 
 
 def _legend_above(figure: Figure, axes: Axes, title: str) -> None:

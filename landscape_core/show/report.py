@@ -47,11 +47,17 @@ class Effort:
     points: int  # along each side of the plane; 0 leaves it out
     draws: int  # big batches of the noise scale
 
-    def gradients(self, big: int, examples: int) -> float:
-        """About how many gradients over all examples it takes, at most."""
-        products = 2.2 * (self.products + 60 + 2 * self.layers)
+    def gradients(self, big: int, examples: int, layers: int) -> float:
+        """About how many gradients over all examples it takes.
+
+        Eigenvalues that lie close together can take more products. A product with the block of
+        one layer is counted as half of one with the whole.
+        """
+        of_layers = layers * (self.layers + 20) / 2 if self.layers else 0
+        products = 2.2 * (self.products + 60 + of_layers)
         forwards = 2 * self.directions * (len(RADII) + 1) + self.points**2
-        return products + forwards / 3 + 1.3 * 2 * self.ascent + self.draws * big / examples
+        ascents = 1.3 * 2 * (2 * self.ascent + 1)
+        return products + forwards / 3 + ascents + self.draws * big / examples
 
 
 QUICK = Effort(3, 60, 15, 2, 0, 6, 5, 11, 16)
@@ -114,10 +120,10 @@ def report(
     start = time.perf_counter()
     slope = objective.gradient()
     each = time.perf_counter() - start
-    count = effort.gradients(writer.big, writer.examples)
+    count = effort.gradients(writer.big, writer.examples, len(writer.hessian.layers))
     if progress:
         print(
-            f"{name}: {objective.n:,} parameters, {writer.examples:,} examples; at most about "
+            f"{name}: {objective.n:,} parameters, {writer.examples:,} examples; about "
             f"{count:,.0f} gradients of {each:.2g} s: {_duration(count * each)}"
         )
     page = Page(name)
@@ -192,6 +198,11 @@ class _Writer:
 
     def sharpness(self, page: Page) -> None:
         """How the loss rises around the point."""
+        if self.length == 0:
+            page.say(
+                "Sharpness was not measured: all weights are zero, and radii are in theirs."
+            )
+            return
         objective, effort = self.objective, self.effort
         radius = RADIUS * self.length
         options: dict[str, Any] = {"seed": self.seed}

@@ -34,6 +34,8 @@ def plot_epochs(
 ) -> Picture:
     """Means over seeds against the epoch, with their 95 % intervals as bands.
 
+    At each epoch of the runs that came so far: one that ends early is in no later mean.
+
     Parameters
     ----------
     histories : DataFrame
@@ -57,7 +59,7 @@ def plot_epochs(
     figure, grid = _panels(panels, histories, by)
     if histories.empty:
         return _empty(figure, grid, panels)
-    names = {str(name): part for name, part in histories.groupby(by, sort=False)}
+    names = dict(_groups(histories, by))
     for axes, (label, column) in zip(grid, panels.items(), strict=True):
         for name, look in looks(names).items():
             found = _over_seeds(names[name], epoch, column, label in log).sort_index()
@@ -88,6 +90,8 @@ def plot_groups(
 ) -> Picture:
     """Every run as a point, and the mean of each group with its 95 % interval.
 
+    Runs whose value is not finite, such as those that diverged, are counted above the panel.
+
     Parameters
     ----------
     table : DataFrame
@@ -113,7 +117,7 @@ def plot_groups(
     figure, grid = _panels(panels, table, x, *([by] if by else []))
     if table.empty:
         return _empty(figure, grid, panels)
-    groups = list(table.groupby(by, sort=False)) if by else [("", table)]
+    groups = _groups(table, by) if by else [("", table)]
     places, ticks = _places(table[x], logx)
     lying = max(map(len, ticks)) > 8  # long names stand beside rows
     if lying:
@@ -134,7 +138,10 @@ def plot_groups(
         named.set_minor_locator(NullLocator())
         named.set_label_text("" if lying else x)
         if lying:
-            axes.set_ylim(-len(ticks) + 0.5, 0.5)
+            axes.set_ylim(places.min() - 0.5, 0.5)
+        lost = int((~np.isfinite(table[column].astype(float))).sum())
+        if lost:
+            axes.set_title(f"not finite, not drawn: {lost} of {len(table)}", fontsize=9)
         valued.set_label_text(label)
         if label in log:
             (axes.set_xscale if lying else axes.set_yscale)("log")
@@ -178,10 +185,10 @@ def plot_scatter(
     figure, grid = _panels(panels, table, y[1], *([by] if by else []), *cells)
     if table.empty:
         return _empty(figure, grid, panels)
-    groups = list(table.groupby(by, sort=False)) if by else [("", table)]
+    groups = _groups(table, by) if by else [("", table)]
     independent = table
     if cells:
-        independent = table.groupby([*cells])[[*panels.values(), y[1]]].mean()
+        independent = table.groupby([*cells], dropna=False)[[*panels.values(), y[1]]].mean()
     for axes, (label, column) in zip(grid, panels.items(), strict=True):
         for (name, part), look in zip(
             groups, looks(str(name) for name, _ in groups).values(), strict=True
@@ -194,7 +201,13 @@ def plot_scatter(
         if values.min() > 0 and values.max() > 10 * values.min():
             axes.set_xscale("log")
             plain_log_ticks(axes.xaxis)
-        found = correlation(independent[column], independent[y[1]], method="spearman")
+        both = independent[[column, y[1]]].astype(float)
+        both = both.replace([math.inf, -math.inf], math.nan).dropna()
+        if both.empty:
+            axes.set_title("no run has both", fontsize=9)
+            axes.set(xlabel=label, ylabel=y[0] if axes is grid[0] else "")
+            continue
+        found = correlation(both[column], both[y[1]], method="spearman")
         ends = "" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
         count = f"{found.n} means" if cells else f"n = {found.n}"
         axes.set_title(f"{found.value:.2f}{ends}, {count}", fontsize=9)
@@ -266,12 +279,28 @@ def _over_seeds(part: pd.DataFrame, x: str, column: str, log: bool) -> pd.DataFr
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
 
 
+def _groups(table: pd.DataFrame, by: str) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each group by its name; those without a value are a group, too."""
+    return [
+        ("none" if pd.isna(name) else str(name), part)
+        for name, part in table.groupby(by, sort=False, dropna=False)
+    ]
+
+
 def _places(values: pd.Series, logx: bool) -> tuple[pd.Series, list[str]]:
-    """Where each value of the horizontal axis stands: equally far apart, in their order."""
+    """Where each value of the horizontal axis stands, and its name.
+
+    Equally far apart, in their order; numbers on a logarithmic axis as far as there.
+    """
+    lacking = int(values.isna().sum())
+    if lacking:
+        raise ValueError(f"every row needs a value of {values.name!r}, {lacking} have none")
     known: Sequence[Any] = list(dict.fromkeys(values))
     if pd.api.types.is_numeric_dtype(values):
         known = sorted(known)
     at = np.arange(len(known), dtype=float)
+    if logx and min(known) <= 0:
+        raise ValueError(f"a logarithmic axis needs positive values, got {min(known)}")
     if logx and len(known) > 1:
         logs = np.log(np.asarray(known, dtype=float))
         at = (logs - logs[0]) / np.diff(logs).min()

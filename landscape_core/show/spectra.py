@@ -21,6 +21,7 @@ EIGENVALUE = "eigenvalue (nats per squared weight)"
 DENSITY = "density (squared weights per nat)"
 POINTS = 401  # on the axis of the eigenvalues
 BLUE = "#2188c9"  # legible on a white page and on a dark one
+FAR = 1e300
 BAND = (0.1, 0.9)  # quantiles of repeated runs
 BLUR = 100  # the support over the standard deviation of the kernel
 Marks = Mapping[str, Tensor]
@@ -127,7 +128,8 @@ def plot_convergence(
     ----------
     errors : mapping of name to (x, errors)
         x of shape (m,), errors of shape (m, runs). The band holds the runs from the 10 % to
-        the 90 % quantile. Errors of exactly zero are not drawn.
+        the 90 % quantile. A run that gave nan is taken as infinitely far off. Where a quantile
+        is zero or infinite, nothing is drawn.
     xlabel, ylabel : str
         With units where there are any.
 
@@ -140,8 +142,11 @@ def plot_convergence(
     axes = figure.subplots()
     for name, look in looks(errors).items():
         x, runs = np.asarray(errors[name][0]), np.asarray(errors[name][1], dtype=float)
-        runs = np.where(runs > 0, runs, np.nan)
-        low, middle, high = np.nanquantile(runs, [BAND[0], 0.5, BAND[1]], axis=1)
+        # A run without a result is as far off as can be, and so is what lies next to it.
+        runs = np.where(np.isfinite(runs), runs, FAR)
+        parts = np.quantile(runs, [BAND[0], 0.5, BAND[1]], axis=1)
+        drawn = np.where((parts > 0) & (parts < FAR / 1e9), parts, np.nan)
+        low, middle, high = drawn
         axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
         axes.plot(
             x, middle, label=name, color=look["color"], marker=look["marker"],

@@ -116,9 +116,8 @@ def loss_bar(
     """The scale of the colours beside the panels."""
     bar = figure.colorbar(filled, ax=panels, shrink=0.85)
     if log:
-        low, high = np.log10(ends)
-        powers = 10.0 ** np.arange(np.ceil(low), np.floor(high) + 1)
-        bar.set_ticks(powers.tolist(), labels=[f"{power:g}" for power in powers])
+        places, names = loss_ticks(np.log10(ends))
+        bar.set_ticks([10.0**place for place in places], labels=names)
     else:
         bar.locator = MaxNLocator(6)
     bar.set_label(LOSS)
@@ -130,7 +129,7 @@ def loss_range(losses: list[np.ndarray], log: bool) -> tuple[float, float, bool]
     if finite.size == 0:
         raise ValueError("there is nothing to draw: no loss on the planes is finite")
     low, high = float(finite.min()), float(finite.max())
-    if log and high > 0:
+    if log and low >= 0 and high > 0:
         low = max(low, high * 1e-6)
         return (low, high, True) if low < high else (low / 2, high * 2, True)
     return (low, high, False) if low < high else (low - 1, high + 1, False)
@@ -155,13 +154,18 @@ def plot_surface(
     marks : mapping of label to (x, y), optional
         Points on the surface to mark, in the plane's steps.
     log : bool
-        Whether the height is the logarithm of the loss (base 10).
+        Whether the height is the logarithm of the loss (base 10), where none is below zero.
     ceiling : float or None
         Cut the surface off above this loss.
     view : (float, float)
         From where it is seen at first: degrees around it from direction 1, and degrees above.
     """
     loss = plane.loss if ceiling is None else np.minimum(plane.loss, ceiling)
+    finite = loss[np.isfinite(loss)]
+    if finite.size == 0:
+        raise ValueError("there is nothing to draw: no loss on the plane is finite")
+    log = log and bool(finite.min() >= 0)  # a loss below zero has no logarithm
+    loss = np.where(np.isfinite(loss), loss, np.nan)
     height = np.log10(np.maximum(loss, 1e-12)) if log else loss
     points = _marked(plane, height, marks or {})
     return Picture(
@@ -174,7 +178,7 @@ def _marked(
     plane: Plane, height: np.ndarray, marks: Marks
 ) -> list[tuple[str, float, float, float, float]]:
     """For each mark a pin that stands out of its pit: name, x, y, its foot and its head."""
-    top, bottom = float(height.max()), float(height.min())
+    top, bottom = float(np.nanmax(height)), float(np.nanmin(height))
     points = []
     for label, (x, y) in marks.items():
         i, j = np.abs(plane.y - y).argmin(), np.abs(plane.x - x).argmin()
@@ -285,7 +289,17 @@ def _pins(points: list[Any]) -> list[go.Scatter3d]:
 
 
 def loss_ticks(height: np.ndarray) -> tuple[list[float], list[str]]:
-    """Whole powers of ten of the loss, for heights that are its logarithms."""
-    low, high = int(np.ceil(height.min())), int(np.floor(height.max()))
-    powers = list(range(low, high + 1))
-    return [float(power) for power in powers], [f"{10.0**power:g}" for power in powers]
+    """Where round losses stand, and their names, for heights that are their logarithms.
+
+    Powers of ten; within a decade or so 1, 2 and 5 times these, or five at equal distances.
+    """
+    low, high = float(np.nanmin(height)), float(np.nanmax(height))
+    powers = np.arange(np.floor(low), np.ceil(high) + 1)
+    for digits in ([1], [1, 2, 5]):
+        places = np.sort(np.add.outer(powers, np.log10(digits)).ravel())
+        places = places[(places >= low - 1e-9) & (places <= high + 1e-9)]
+        if len(places) > 1:
+            break
+    else:
+        places = np.linspace(low, high, 5)
+    return places.tolist(), [f"{10.0**place:.3g}" for place in places]

@@ -55,6 +55,11 @@ def test_a_loss_that_is_not_positive_is_drawn_on_a_linear_scale():
     flat = {"a": {1: Plane(np.arange(3.0), np.arange(3.0), -np.ones((3, 3)), None)}}
     trace = lc.plot_contour_steps(flat, "factor").interactive.data[0]
     np.testing.assert_allclose(trace.z, -1)
+    both = np.linspace(-2, 1, 9).reshape(3, 3)
+    plane = Plane(np.arange(3.0), np.arange(3.0), both, None)
+    trace = lc.plot_contour_steps({"a": {1: plane}}, "factor").interactive.data[0]
+    np.testing.assert_allclose(trace.z, both, atol=1e-6)
+    np.testing.assert_allclose(lc.plot_surface(plane).interactive.data[0].z, both, atol=1e-6)
 
 
 @pytest.mark.parametrize(

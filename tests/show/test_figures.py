@@ -2,6 +2,8 @@
 
 import base64
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 
 import landscape_core as lc
 from landscape_core.show.picture import PLOTLY_MIME
+from landscape_core.show.surfaces import loss_ticks
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,50 @@ def test_bands_and_stems_are_at_the_measured_values(results):
     means = [rise.value for rise in results["flatness"].rises]
     stems = lc.plot_flatness({"MLP": results["flatness"]}).still.axes[0]
     np.testing.assert_allclose(stems.lines[0].get_ydata(), means)
+    segments = stems.containers[0].lines[2][0].get_segments()
+    wanted = [rise.interval() for rise in results["flatness"].rises]  # Student's
+    np.testing.assert_allclose([segment[:, 1] for segment in segments], wanted)
+
+
+def test_rises_below_zero_and_without_a_number_are_drawn_or_left_out(results):
+    profile = results["flatness"]
+    for value in (-1e-3, math.inf, math.nan):
+        samples = profile.samples.copy()
+        samples[0] = value + (np.arange(samples[0].size) * 1e-6).reshape(samples[0].shape)
+        bent = replace(profile, samples=samples)
+        traces = {"MLP": (lc.Estimate(10.0, 0.5, 20), 100)}
+        panels = lc.plot_flatness({"MLP": bent}, traces).still.axes
+        assert all(np.isfinite(panels[0].get_ylim()))
+        assert (panels[1].get_yscale() == "linear") == (value < 0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "names"),
+    [
+        (0.02, 30, ["0.1", "1", "10"]),
+        (1.1, 8, ["2", "5"]),
+        (0.5, 5, ["0.5", "1", "2", "5"]),
+        (2.1, 4.2, ["2.1", "2.5", "2.97", "3.53", "4.2"]),
+    ],
+)
+def test_a_scale_of_losses_has_numbers_on_it(low, high, names):
+    places, texts = loss_ticks(np.log10([low, high]))
+    assert texts == names
+    np.testing.assert_allclose(10.0 ** np.array(places), [float(x) for x in names], rtol=1e-2)
+
+
+def test_surfaces_and_differences_leave_out_what_is_not_finite(results):
+    plane = results["plane"]
+    loss = plane.loss.copy()
+    loss[0, 0], loss[0, 1] = np.nan, np.inf
+    holes = replace(plane, loss=loss)
+    drawn = lc.plot_surface(holes, marks={"here": (0, 0)})
+    z = np.asarray(drawn.interactive.data[0].z, dtype=float)
+    assert np.isnan(z[0, :2]).all()
+    assert np.isfinite(z[1:]).all()
+    lc.plot_difference({"a": plane, "b": holes}).png()
+    with pytest.raises(ValueError, match="no loss on the plane is finite"):
+        lc.plot_surface(replace(plane, loss=np.full_like(loss, np.nan)))
 
 
 def test_the_interactive_surface_holds_the_plane(results):

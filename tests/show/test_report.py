@@ -89,6 +89,7 @@ def test_every_form_has_every_number(made, tmp_path):
     assert "<Mine>" not in markup
     markdown = page.save(tmp_path / "page.md").read_text()
     whole = page.save(tmp_path / "page.html").read_text()
+    assert markdown.startswith("# \\<Mine\\>\n")
     for number, plain in zip(page.numbers, stored["numbers"], strict=True):
         for form in (text, markup, markdown, whole):
             assert number.written in form
@@ -114,9 +115,33 @@ def test_a_full_report_has_its_layers_and_says_what_it_costs(capsys):
     data = rows(5), torch.arange(48) % 3
     page = lc.report(lc.MLP((5,), 3, width=6), F.cross_entropy, data)
     told = capsys.readouterr().out
-    assert "MLP: 99 parameters, 48 examples; at most about" in told
+    assert "MLP: 99 parameters, 48 examples; about" in told
     assert any("largest eigenvalue" in n.quantity and ":" in n.quantity for n in page.numbers)
     assert page.spent["seconds"] > 0
+
+
+def test_names_of_layers_do_not_break_the_table_of_a_page(tmp_path):
+    model = nn.ModuleDict({"a|b": nn.Linear(5, 3), "c<d>": nn.Linear(3, 3)})
+    model.forward = lambda x: model["c<d>"](model["a|b"](x))
+    data = rows(5), torch.arange(48) % 3
+    page = lc.report(model, F.cross_entropy, data, progress=False)
+    markdown = page.save(tmp_path / "my page.md").read_text()
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert any(r"a\|b: trace" in line for line in lines)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 4 for line in lines)
+    for name in re.findall(r"\]\(<(.*?)>\)", markdown):
+        assert (tmp_path / name).exists()
+    assert "](<my page_" in markdown
+
+
+def test_a_network_of_zeros_has_a_report_without_sharpness():
+    model = nn.Linear(5, 3)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    data = rows(5), torch.arange(48) % 3
+    page = lc.report(model, F.cross_entropy, data, quick=True, progress=False)
+    assert any("all weights are zero" in sentence for sentence in page.reading)
+    assert page["largest eigenvalue"].value > 0
 
 
 def test_bad_input_gets_one_sentence(made, tmp_path):

@@ -213,3 +213,38 @@ def test_numbers_below_narrow_logarithmic_panels_do_not_touch(decades):
         boxes = [t.get_window_extent() for at, t in places if low <= at <= high]
         assert len(boxes) >= 2
         assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_runs_without_a_setting_are_a_group_too(table):
+    rows = table.assign(clip=table.lr.where(table.lr > 0.1))
+    for picture in (
+        lc.plot_groups(rows, {"trace": "trace"}, x="width", by="clip"),
+        lc.plot_scatter(rows, {"trace": "trace"}, y=("loss", "loss"), by="clip"),
+        lc.plot_epochs(rows.assign(epoch=1), {"trace": "trace"}, by="clip"),
+    ):
+        (legend,) = picture.still.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["none", "0.2"]
+    with pytest.raises(ValueError, match="every row needs a value of 'clip', 8 have none"):
+        lc.plot_groups(rows, {"trace": "trace"}, x="clip")
+
+
+def test_runs_that_are_not_drawn_are_counted(table):
+    lost = table.assign(trace=table.trace.where(table.seed > 0))
+    axes = lc.plot_groups(lost, {"trace": "trace", "loss": "loss"}, x="width").still.axes
+    assert axes[0].get_title() == "not finite, not drawn: 4 of 16"
+    assert axes[1].get_title() == ""
+    axes = lc.plot_scatter(lost, {"trace": "trace"}, y=("loss", "loss")).still.axes[0]
+    assert axes.get_title().endswith("n = 12")
+    nothing = table.assign(trace=np.nan)
+    axes = lc.plot_scatter(nothing, {"trace": "trace"}, y=("loss", "loss")).still.axes[0]
+    assert axes.get_title() == "no run has both"
+
+
+def test_a_logarithmic_axis_of_names_takes_positive_numbers_and_shows_all(table):
+    zero = table.assign(decay=table.width - 8.0)
+    with pytest.raises(ValueError, match="needs positive values, got 0"):
+        lc.plot_groups(zero, {"trace": "trace"}, x="decay", logx=True)
+    long = table.assign(decay=table.seed.map({0: 0.00316228, 1: 0.01, 2: 0.1, 3: 1.0}))
+    axes = lc.plot_groups(long, {"trace": "trace"}, x="decay", logx=True).still.axes[0]
+    low, high = axes.get_ylim()
+    assert all(low < place < high for place in axes.get_yticks())

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 
 import numpy as np
 import pytest
@@ -88,9 +89,17 @@ def test_convergence_draws_the_median_and_the_middle_runs():
     assert band.min() == pytest.approx(np.quantile(errors[1], 0.1))
 
 
-def test_convergence_leaves_errors_of_zero_out():
-    axes = lc.plot_convergence({"a": ([1, 2], [[0.1, 0.1], [0.0, 0.2]])}).still.axes[0]
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.1, 0.2])
+def test_convergence_counts_errors_of_zero_and_runs_that_failed():
+    nan = math.nan
+    errors = [
+        [0.1, 0.1, 0.1],
+        [0.0, 0.2, 0.4],
+        [0.0, 0.0, 0.4],
+        [0.2, 0.3, nan],
+        [0.2, nan, nan],
+    ]
+    axes = lc.plot_convergence({"a": (range(1, 6), errors)}).still.axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.1, 0.2, nan, 0.3, nan])
 
 
 def test_contours_take_arrows_from_the_centre():
