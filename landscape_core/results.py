@@ -117,7 +117,7 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Student's t interval that covers the true mean with probability `level`."""
-        _check_level(level)
+        check_level(level)
         if self.samples < 2:
             return -math.inf, math.inf
         half = float(special.stdtrit(self.samples - 1, 0.5 + level / 2)) * self.stderr
@@ -130,7 +130,8 @@ class Estimate:
         return with_error(self.value, self.stderr)
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Refuse a level of confidence that is no probability."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
 
@@ -138,7 +139,7 @@ def _check_level(level: float) -> None:
 class _Proportion(Estimate):
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Wilson's interval."""
-        _check_level(level)
+        check_level(level)
         squared = float(special.ndtri(0.5 + level / 2)) ** 2 / self.samples
         middle = self.value + squared / 2
         half = math.sqrt(squared * (self.value * (1 - self.value) + squared / 4))

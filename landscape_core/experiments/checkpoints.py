@@ -51,9 +51,13 @@ class Checkpoint:
         callbacks: Sequence[Callback],
     ) -> Checkpoint | None:
         """The checkpoint of a training: of the file named, or of the run in progress."""
-        run = current_run()
-        if path is None and run is None:
-            return None
+        own = path is None
+        if path is None:
+            run = current_run()
+            if run is None:
+                return None
+            run.trainings += 1
+            path = run.folder / f"training_{run.trainings}.pt"
         sizes = [data.train.examples, data.test.examples]
         identity = {
             "config": asdict(trainer.config),
@@ -64,10 +68,7 @@ class Checkpoint:
             "initial weights": _hash(trainer.model.state_dict().values()),
             "callbacks": [type(each).__qualname__ for each in callbacks],
         }
-        if run is None or path is not None:
-            return cls(Path(path or ""), identity)
-        run.trainings += 1
-        return cls(run.folder / f"training_{run.trainings}.pt", identity, own=True)
+        return cls(Path(path), identity, own)
 
     def restore(self, trainer: Trainer, history: History, callbacks: Sequence[Callback]) -> int:
         """Bring everything to where the file left it; return the epochs that are done.

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from landscape_core.results import check_level
+
 Method = Literal["pearson", "spearman", "kendall"]
 Values = Sequence[float] | np.ndarray | pd.Series
 FEW = 5  # fewer samples than this are said out loud
@@ -83,7 +85,7 @@ def mean_interval(
     >>> print(mean_interval([1.0, 2.0, 3.0]))
     2 (-0.484 to 4.48, n = 3; an interval from 3 samples is very uncertain)
     """
-    _check_level(level)
+    check_level(level)
     x = _finite(values, "values")
     lowest, highest = limits
     if x.min() < lowest or x.max() > highest:
@@ -117,7 +119,7 @@ def paired_difference(
     >>> round(paired_difference([2.0, 3.0, 4.1, 5.2, 6.0], [1.0, 2.0, 3.0, 4.0, 5.0]).value, 3)
     1.06
     """
-    _check_level(level)
+    check_level(level)
     if isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index):
         raise ValueError("pairs of two series need the same index, in the same order")
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
@@ -154,7 +156,7 @@ def correlation(
     if method not in get_args(Method):
         options = ", ".join(map(repr, get_args(Method)))
         raise ValueError(f"method must be one of {options}, got {method!r}")
-    _check_level(level)
+    check_level(level)
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if a.shape != b.shape:
         raise ValueError(f"pairs need as many of one as of the other, got {len(a)}, {len(b)}")
@@ -230,11 +232,6 @@ def _p_of_permutations(a: np.ndarray, b: np.ndarray, method: Method) -> float:
 def _orders(n: int) -> np.ndarray:
     """All orders of n places, shape (n!, n), the usual one first."""
     return np.array(list(permutations(range(n))), dtype=np.int8)
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
 
 
 def _finite(values: Values | np.ndarray, name: str) -> np.ndarray:

@@ -172,7 +172,7 @@ def correlations(
         for y in ys:
             if x == y:
                 continue
-            pair = _numbers(table, x, y)
+            pair = finite_pairs(table, x, y)
             found = Interval(math.nan, math.nan, math.nan, 0, note="no row has both values")
             if len(pair):
                 found = correlation(pair[x], pair[y], method)
@@ -193,7 +193,7 @@ def correlations(
     return result
 
 
-def _numbers(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+def finite_pairs(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """The rows in which both columns are finite, as numbers."""
     try:
         pair = table[[x, y]].astype(float)

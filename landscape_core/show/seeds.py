@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from landscape_core.experiments.statistics import correlation, limits_of, mean_interval
+from landscape_core.experiments.tables import finite_pairs
 from landscape_core.show.picture import Picture
 from landscape_core.show.style import WIDTH, looks, plain_log_ticks, styled
 
@@ -201,8 +202,7 @@ def plot_scatter(
         if values.min() > 0 and values.max() > 10 * values.min():
             axes.set_xscale("log")
             plain_log_ticks(axes.xaxis)
-        both = independent[[column, y[1]]].astype(float)
-        both = both.replace([math.inf, -math.inf], math.nan).dropna()
+        both = finite_pairs(independent, column, y[1])
         if both.empty:
             axes.set_title("no run has both", fontsize=9)
             axes.set(xlabel=label, ylabel=y[0] if axes is grid[0] else "")
