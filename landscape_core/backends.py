@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from unittest import mock
@@ -57,7 +58,7 @@ def needs_channels_first(model: nn.Module) -> bool:
         isinstance(layer, nn.Conv2d)
         and max(layer.kernel_size) == 1 < max(layer.stride)
         and layer.in_channels < 16
-        and next(layer.parameters()).device.type == "cpu"
+        and next(chain(layer.parameters(), layer.buffers())).device.type == "cpu"
         for layer in model.modules()
     )
 
@@ -170,17 +171,26 @@ def modes(model: nn.Module, batch_statistics: bool, device: torch.device) -> Ite
 
     Forward passes are made in full precision meanwhile. Attention's inference path computes
     another function of padded inputs than the path that can be differentiated: it is switched
-    off.
+    off. So is the index of an embedding whose row gets no gradient: the loss depends on it.
     """
     before = [(module, module.training) for module in model.modules()]
+    padded = [
+        (module, module.padding_idx)
+        for module, _ in before
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None
+    ]
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for module, _ in before:
             module.training = batch_statistics and isinstance(module, _BatchNorm)
+        for module, _ in padded:
+            module.padding_idx = None
         with full_precision(device):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
         for module, training in before:
             module.training = training
+        for module, index in padded:
+            module.padding_idx = index

@@ -116,6 +116,31 @@ def _are_labels(targets: Tensor) -> bool:
     return not (targets.is_floating_point() or targets.is_complex())
 
 
+def check_parameters(loss: Tensor, model: nn.Module) -> None:
+    """Refuse a loss that reaches parameters of the model by another way than theta.
+
+    A pass is made with the pieces of theta in the place of the parameters. Whoever holds these
+    themselves, as a penalty in the criterion does, sees them stay where they are.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    todo: list[Any] = [loss.grad_fn]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        name = names.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise ValueError(
+                f"the loss must depend on {name!r} through the model's pass, got it from "
+                "elsewhere, where it does not follow theta: hold weights in the layers; "
+                "leave a penalty out of the criterion (c |theta|^2 adds 2c to each eigenvalue)"
+            )
+        following = [
+            each for each, _ in getattr(node, "next_functions", ()) if each is not None
+        ]
+        todo += [each for each in following if each not in seen]
+        seen.update(following)
+
+
 def check_criterion(
     criterion: Criterion, outputs: Any, targets: Tensor, loss: Tensor, theta: Tensor
 ) -> None:

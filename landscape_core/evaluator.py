@@ -103,6 +103,8 @@ class Evaluator:
             off, way = torch.stack(apart).amax(0), torch.stack(moved).amax(0)
         except Exception:
             return False
+        finally:
+            self.theta.copy_(start)
         return bool((off <= 1e-3 * way).all()) and bool((way > 0).any())
 
 

@@ -39,6 +39,7 @@ from landscape_core.criteria import (
     MeanCheck,
     check_callable,
     check_criterion,
+    check_parameters,
     check_targets,
     draws_nothing,
     example_gradients,
@@ -392,5 +393,6 @@ class Objective:
         check_targets(self.criterion, outputs, batch[1])
         with torch.enable_grad(), backends.full_precision(self.space.device):
             loss = self.output_loss(outputs, batch[1])
+            check_parameters(loss, self.model)
             check_criterion(self.criterion, outputs, batch[1], loss, leaf)
         return MeanCheck(self.criterion, outputs, batch[1])

@@ -95,3 +95,13 @@ def test_looking_at_convolutions_changes_nothing():
     assert needs_channels_first(model)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name])
+
+
+def test_a_convolution_whose_kernel_is_a_buffer_is_measured():
+    layer = nn.Conv2d(2, 3, 1, stride=2, bias=False)
+    kernel = layer.weight.detach().clone()
+    del layer.weight
+    layer.register_buffer("weight", kernel)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 2))
+    data = torch.randn(6, 2, 4, 4), torch.arange(6) % 2
+    assert lc.Objective(model, F.cross_entropy, data).gradient().shape == (26,)

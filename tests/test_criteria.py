@@ -189,3 +189,76 @@ def test_refreshed_statistics_are_means_over_all_uses_of_a_layer():
         torch.testing.assert_close(found["norm.running_var"], var)
         assert model.norm.momentum == 0.1
         assert not model.norm._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["exact", "monte_carlo"])
+def test_fisher_of_another_softmax_is_refused(kind):
+    y = torch.arange(20) % 3
+    weight = torch.tensor([1.0, 2.0, 5.0])
+    for criterion, targets in [
+        (lambda out, y: F.mse_loss(out, F.one_hot(y, 3).float()), y),
+        (lambda out, y: F.cross_entropy(out / 0.1, y), y),
+        (nn.CrossEntropyLoss(weight=weight), torch.rand(20, 3).softmax(1)),
+    ]:
+        with pytest.raises(ValueError, match="slopes are not those of cross-entropy"):
+            lc.Fisher(regression(criterion, targets), kind=kind).dense()
+
+
+def test_fisher_of_log_probabilities_is_that_of_their_logits():
+    torch.manual_seed(0)
+    logits = nn.Linear(4, 3)
+    data = torch.randn(20, 4), torch.arange(20) % 3
+    expected = lc.Fisher(lc.Objective(logits, F.cross_entropy, data)).dense()
+    model = nn.Sequential(logits, nn.LogSoftmax(1))
+    for criterion in (F.nll_loss, nn.NLLLoss(), lambda out, y: F.nll_loss(out, y)):
+        torch.testing.assert_close(
+            lc.Fisher(lc.Objective(model, criterion, data)).dense(), expected
+        )
+
+
+class Listed(nn.Module):
+    """Holds a weight in a plain list, where no other one can be put in its place."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.weights = [self.a.weight]
+
+    def forward(self, x):
+        return self.b(torch.tanh(F.linear(x, self.weights[0], self.a.bias)))
+
+
+def test_parameters_that_do_not_follow_theta_are_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    data = torch.randn(20, 4), torch.arange(20) % 3
+
+    def penalized(outputs, y):
+        return F.cross_entropy(outputs, y) + 0.05 * model[2].weight.square().sum()
+
+    for choice in (None, "0.*"):
+        with pytest.raises(ValueError, match=r"depend on '2.weight' through the model's pass"):
+            lc.Objective(model, penalized, data, parameters=choice)
+    with pytest.raises(ValueError, match=r"depend on 'a.weight' through the model's pass"):
+        lc.Objective(Listed(), F.cross_entropy, data)
+    lc.Objective(model, F.cross_entropy, data)
+
+
+def test_the_padding_of_an_embedding_has_a_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Embedding(5, 3, padding_idx=0), nn.Flatten(), nn.Linear(12, 2)
+    ).double()
+    nn.init.normal_(model[0].weight)
+    tokens = torch.randint(0, 5, (12, 4))
+    objective = lc.Objective(model, F.cross_entropy, (tokens, torch.arange(12) % 2))
+    v = torch.zeros(objective.n, dtype=torch.float64)
+    v[:3] = torch.tensor([1.0, -2.0, 0.5])  # the row of the padding
+    step = 1e-4
+    losses = [float(objective.loss(objective.theta + t * step * v)) for t in (-1, 0, 1)]
+    slope = (losses[2] - losses[0]) / (2 * step)
+    bent = (losses[2] - 2 * losses[1] + losses[0]) / step**2
+    assert abs(slope) > 1e-3
+    assert float(objective.gradient() @ v) == pytest.approx(slope, rel=1e-6)
+    assert float((lc.Hessian(objective) @ v) @ v) == pytest.approx(bent, rel=1e-4)
+    assert model[0].padding_idx == 0

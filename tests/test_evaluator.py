@@ -108,3 +108,11 @@ def test_an_autocast_around_a_call_holds_for_its_forward_passes_alone(make):
     assert float(half) == pytest.approx(float(whole), rel=0.03)
     assert float(half) != float(whole)
     assert set(seen) == {(torch.float32, False)}
+
+
+def test_it_begins_at_theta():
+    data = torch.randn(9, 3), torch.arange(9) % 3
+    objective = lc.Objective(nn.Linear(3, 3), F.cross_entropy, data)
+    at = Evaluator(objective)
+    assert torch.equal(at.theta, objective.theta)
+    assert float(at(lambda theta: None)[0]) == pytest.approx(float(objective.loss()), rel=1e-6)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape_core.batches import map_tensors
+from landscape_core.batches import map_tensors, tensors_of
 
 EXAMPLES, ENTRIES = 32, 1 << 20  # at most so many, of outputs at which a criterion is checked
 ROUNDED = 64  # roundings of a slope
@@ -69,7 +69,9 @@ def _custom_function(value: Tensor) -> str | None:
             continue
         seen.add(node)
         if isinstance(node, torch.autograd.function.BackwardCFunction):
-            return node.name().removesuffix("Backward")
+            source = getattr(type(node), "_forward_cls", type(node)).__module__
+            if not source.startswith("landscape_core."):  # whose own can be differentiated
+                return node.name().removesuffix("Backward")
         if "CppNode" in node.name():
             return node.name()
         todo += [following for following, _ in node.next_functions]
@@ -126,15 +128,12 @@ def check_criterion(
             check_differentiable([middle], loss)
             claimed = torch.autograd.grad(middle, point, step)[0]
         before, after = ([slope(share)[0] for share in pair] for pair in ((0, 0.25), (0.75, 1)))
-        row = torch.stack([*before, middle.detach(), *after]).double()
-    rise = row[-1] - row[0]
-    size, length = float(rise.norm()), float(claimed.double().norm())
     # Slopes near 0 may come from a difference of numbers near 1, as p - 1 of a softmax does.
-    scale = max(float(row.norm(dim=1).max()), len(targets) ** -0.5)
-    rough = float((4 * row.diff(dim=0) - rise).norm(dim=1).max())
-    if not (size > ROUNDED * torch.finfo(here.dtype).eps * scale and rough <= SMOOTH * size):
+    least = len(targets) ** -0.5
+    agree, size, length = _compare([*before, middle.detach(), *after], claimed, least)
+    if agree is None:
         return False
-    if float((claimed - rise).norm()) <= APART * max(size, length):
+    if agree:
         return True
     raise ValueError(
         "the loss has no second derivative: the slopes of the criterion change by "
@@ -143,6 +142,60 @@ def check_criterion(
         f"{last_operation(loss)} cannot be differentiated, or a part of it is detached; "
         f"{FIRST_ONLY}"
     )
+
+
+def check_model(
+    gradient: Callable[[float], Tensor], claimed: Tensor, length: float, outputs: Any
+) -> None:
+    """Refuse a model whose gradient changes otherwise than autograd says.
+
+    A custom backward pass that uses what its forward pass has computed and saved hides from
+    autograd how that depends on the inputs. Where a model has one, its gradients at five
+    points in a row are compared, as for a criterion.
+
+    Parameters
+    ----------
+    gradient : callable
+        Gradient of the loss of one batch, shape (n,), at a share of the way from theta.
+    claimed : Tensor, shape (n,)
+        The product of its Hessian with the whole way, by autograd.
+    length : float
+        Of the way; the points lie on both sides of theta.
+    outputs
+        What the model made of the batch, with its graph.
+    """
+    slopes = [gradient(share) for share in (-0.5, -0.25, 0, 0.25, 0.5)]
+    agree, true, wrong = _compare(slopes, claimed, 0.0)
+    if agree is False:
+        name = next(filter(None, map(_custom_function, tensors_of(outputs))))
+        raise ValueError(
+            f"the loss has no second derivative: its gradient changes by {true / length:.2g} "
+            f"for a unit step of theta, and by {wrong / length:.2g} to autograd, because the "
+            f"backward pass of {name} uses what its forward pass saved; {FIRST_ONLY}"
+        )
+
+
+def has_custom_functions(outputs: Any) -> bool:
+    """Whether a backward pass of somebody's own is in the graph of the outputs."""
+    return any(_custom_function(x) is not None for x in tensors_of(outputs))
+
+
+def _compare(
+    slopes: list[Tensor], claimed: Tensor, least: float
+) -> tuple[bool | None, float, float]:
+    """Whether slopes at five points in a row rise as claimed, and the sizes of both rises.
+
+    None where they do not rise smoothly, or by no more than they round.
+    """
+    row = torch.stack(slopes).double()
+    rise = row[-1] - row[0]
+    size, length = float(rise.norm()), float(claimed.double().norm())
+    scale = max(float(row.norm(dim=1).max()), least)
+    rough = float((4 * row.diff(dim=0) - rise).norm(dim=1).max())
+    rounding = ROUNDED * torch.finfo(claimed.dtype).eps * scale
+    if not (size > rounding and rough <= SMOOTH * size):
+        return None, size, length
+    return float((claimed - rise).norm()) <= APART * max(size, length), size, length
 
 
 def _floating(value: Any) -> list[Tensor]:

@@ -159,6 +159,8 @@ def power_iteration(
         unit = torch.where(unit > 0, unit, torch.ones_like(unit))
         value = v @ product
         residual = unit * (product / unit - value / unit * v).norm()
+        if operator.rounding > torch.finfo(operator.dtype).eps:  # of finite differences
+            residual = residual.clamp_min(operator.rounding * value.abs())
         if not bool(torch.isfinite(residual)):
             raise FloatingPointError(
                 "a product of the operator is not finite: theta or the data hold nan or inf"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from landscape_core.backends import full_precision
 from landscape_core.batches import Batch
-from landscape_core.criteria import origin, split_gradient
+from landscape_core.criteria import Criterion, origin, split_gradient
 from landscape_core.curvature.differentiable import check_differentiable
 from landscape_core.curvature.graphs import OneBatch, check_losses, explained
 from landscape_core.curvature.hessian import ObjectiveOperator, derivative
@@ -252,8 +252,11 @@ def check_outputs(outputs: Any) -> Tensor:
     return outputs
 
 
-def check_softmax(criterion: object, kind: str, outputs: Tensor, targets: Tensor) -> None:
-    """Refuse criteria and targets that do not belong to the softmax of the outputs."""
+def check_softmax(criterion: Criterion, kind: str, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse criteria and targets that do not belong to the softmax of the outputs.
+
+    The slope of such a criterion is the softmax minus probabilities: those of the targets.
+    """
     source, _ = origin(criterion)
     dense = targets.shape == outputs.shape  # else labels, or what the criterion makes them of
     got = ""
@@ -261,11 +264,24 @@ def check_softmax(criterion: object, kind: str, outputs: Tensor, targets: Tensor
         got = source.__name__
     elif dense and bool(((targets.double().sum(1) - 1).abs() > 1e-2).any()):
         got = "targets that are no probabilities of classes"
+    elif not _slopes_fit(split_gradient(criterion, outputs, targets), outputs):
+        got = "one whose slopes are not those of cross-entropy"
     if got:
         raise ValueError(
             f"kind={kind!r} needs a criterion on the softmax of the outputs, got {got}: "
             "kind='empirical' and GaussNewton take any criterion"
         )
+
+
+def _slopes_fit(slopes: Tensor, outputs: Tensor) -> bool:
+    """Whether slopes are softmax minus probabilities; of outputs that are normalized, minus."""
+    logits = bool((outputs.logsumexp(1).abs() > 1e-3).any())
+    starts = [outputs.softmax(1)] + [torch.zeros_like(outputs)] * (not logits)
+    targets = [start - slopes for start in starts]
+    return any(
+        bool(((p > -1e-2) & (p < 1.01)).all() and ((p.sum(1) - 1).abs() < 1e-2).all())
+        for p in targets
+    )
 
 
 @dataclass

@@ -12,9 +12,15 @@ from torch import Tensor, nn
 
 from landscape_core.backends import full_precision
 from landscape_core.batches import Batch
-from landscape_core.curvature.differentiable import check_criterion, check_differentiable
+from landscape_core.curvature.differentiable import (
+    check_criterion,
+    check_differentiable,
+    check_model,
+    has_custom_functions,
+)
 from landscape_core.curvature.graphs import OneBatch, PerBatch, check_losses, explained
 from landscape_core.curvature.operators import SymmetricOperator
+from landscape_core.curvature.probes import generator, probe
 from landscape_core.curvature.rewrites import CheapSecondDerivatives, ExactLayerNorm
 from landscape_core.objective import Objective
 from landscape_core.parameter_space import ParameterChoice, ParameterSpace
@@ -224,6 +230,7 @@ class Hessian(ObjectiveOperator):
         self.method = method
         if method == "finite_difference":
             self.rounding = torch.finfo(self.dtype).eps ** (2 / 3)
+        self._followed = False  # whether the model's own backward passes were checked
         self._largest = self._error = 0.0  # largest product of a unit vector, and its error
 
     def _graph(self, batch: Batch, index: int) -> _GradientGraph:
@@ -238,7 +245,34 @@ class Hessian(ObjectiveOperator):
         named = zip(leaves, pieces, strict=True)
         gradient = {k: g for k, g in named if g is not None and g.requires_grad}
         check_differentiable(gradient.values(), loss)
-        return _GradientGraph(loss.detach(), leaves, gradient)
+        graph = _GradientGraph(loss.detach(), leaves, gradient)
+        if not self._followed and has_custom_functions(outputs):
+            self._check_model(graph, outputs, batch)
+        self._followed = True
+        return graph
+
+    def _check_model(self, graph: _GradientGraph, outputs: Any, batch: Batch) -> None:
+        """Compare a product with differences of gradients of the first batch."""
+        v = probe(self.n, self.dtype, generator(0, self.device), "sphere") / self.n**0.5
+        size = 1 + 0.1 * float(self.theta.norm())
+        step = size * torch.finfo(self.dtype).eps ** (1 / 3) * v
+        chosen = {name: piece[0] for name, piece in self._pieces(step[None]).items()}
+        found = graph.multiply({name: piece[None] for name, piece in chosen.items()}, True)
+        nothing = {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items()}
+        along = self.objective.space.flatten(nothing | chosen)
+
+        def gradient(share: float) -> Tensor:
+            point = self.theta + share * along
+            return self._cut(self.objective.batch_gradient(point, batch, self._statistics))
+
+        product = nothing | {name: piece[0] for name, piece in found.items()}
+        claimed = self._cut(self.objective.space.flatten(product))
+        check_model(gradient, claimed, float(step.norm()), outputs)
+
+    def _cut(self, full: Tensor) -> Tensor:
+        """The entries of a vector in theta that this matrix is of."""
+        pieces = self.objective.space.unflatten(full)
+        return torch.cat([pieces[name].reshape(-1) for name in self._chosen])
 
     def map_batches(self, function: Callable[[SymmetricOperator], T]) -> list[tuple[int, T]]:
         """See :meth:`SymmetricOperator.map_batches`; not with finite differences."""
@@ -278,8 +312,7 @@ class Hessian(ObjectiveOperator):
         def product(step: Tensor) -> Tensor:
             ahead = self.objective.gradient(self.theta + step * along, self._statistics)
             behind = self.objective.gradient(self.theta - step * along, self._statistics)
-            rise = space.unflatten((ahead - behind) / (2 * step))
-            return torch.cat([rise[name].reshape(-1) for name in self._chosen])
+            return self._cut((ahead - behind) / (2 * step))
 
         near, far = product(step), product(2 * step)
         # A jump of the gradient next to theta enters the far one with half of its weight.

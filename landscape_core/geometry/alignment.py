@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from landscape_core.batches import as_call, logits_of
+from landscape_core.batches import as_call, logits_of, tensors_of
 from landscape_core.curvature.probes import Seed, generator
 from landscape_core.geometry.permutations import Axis, PermutationSpec, by_unit
 from landscape_core.geometry.tracing import trace_permutations, unit_activations
@@ -117,12 +117,12 @@ def align(
     check_constants(objective_a, objective_b)
     if not spec.sizes:
         raise ValueError("no units of this network can change places")
-    order = generator(seed, CPU)
-    if method == "weights":
-        permutations, sweeps = match_weights(spec, state_a, state_b, order)
-    else:
-        seen = _match_activations(spec, models, objective_a)
-        permutations, sweeps = match_weights(spec, state_a, state_b, order, seen)
+    order, seen = generator(seed, CPU), None
+    if method == "activations":
+        used = [_at_theta(each, used=True) for each in (objective_a, objective_b)]
+        seen = _match_activations(spec, used, objective_a)
+    statistics = batchnorm_buffers(models[1])
+    permutations, sweeps = match_weights(spec, state_a, state_b, order, seen, statistics)
     permuted = copy.deepcopy(models[1])
     moved = spec.apply(permutations, state_b)
     with torch.no_grad():
@@ -170,6 +170,7 @@ def match_weights(
     state_b: dict[str, Tensor],
     rng: torch.Generator,
     known: Mapping[int, Tensor] | None = None,
+    leave_out: Collection[str] = (),
     most: int = 100,
 ) -> tuple[dict[int, Tensor], int]:
     """Permutations of b that bring its weights closest to those of a, and the sweeps made.
@@ -177,14 +178,14 @@ def match_weights(
     Coordinate descent: a step is taken only if it lowers the distance. It is the best one by
     linear assignment where no weight has both axes in the group, and found by a local search
     otherwise. Where it ends need not be the best of all. Groups that are `known` stay as they
-    are.
+    are; tensors to `leave_out` move along, and do not count.
     """
     known = known or {}
     permutations = spec.identity() | dict(known)
     users: dict[int, list[str]] = {group: [] for group in spec.sizes}
     for name, axes in spec.axes.items():
         for group in {axis.group for axis in axes.values()}:
-            if state_b[name].is_floating_point() and "running_" not in name:
+            if state_b[name].is_floating_point() and name not in leave_out:
                 users[group].append(name)
     groups = [group for group in spec.sizes if group not in known]
     gains = {
@@ -293,11 +294,14 @@ def _match_activations(
     Groups inside a layer of PyTorch's, such as the heads of attention, are not seen.
     """
     sums: dict[int, list[Tensor]] = {}
+    middle: dict[int, list[Tensor]] = {}  # squares of what is far from 0 lose the spread
     for inputs, _ in objective.batches():
         arguments, keywords = as_call(inputs)
         of_a, of_b = (unit_activations(model, spec, *arguments, **keywords) for model in models)
-        for group, rows_a in of_a.items():
-            rows_b = of_b[group]
+        for group in of_a:
+            both = [of_a[group], of_b[group]]
+            means = middle.setdefault(group, [rows.mean(1, keepdim=True) for rows in both])
+            rows_a, rows_b = (rows - mean for rows, mean in zip(both, means, strict=True))
             parts = [rows_a @ rows_b.T, rows_a.sum(1), rows_b.sum(1),
                      rows_a.square().sum(1), rows_b.square().sum(1),
                      torch.tensor(float(rows_a.shape[1]), device=CPU)]  # fmt: skip
@@ -323,11 +327,16 @@ def _assign(gain: Tensor) -> Tensor:
     return torch.from_numpy(columns)
 
 
-def _at_theta(objective: Objective) -> nn.Module:
-    """A copy of an objective's model, in eval mode, with the parameters of its theta."""
+def _at_theta(objective: Objective, used: bool = False) -> nn.Module:
+    """A copy of an objective's model, in eval mode, with the parameters of its theta.
+
+    Its statistics of BatchNorm are its own, or those that the objective has `used`.
+    """
     model = copy.deepcopy(objective.model).eval()
     model.to(objective.space.dtype)
     pieces = objective.constants | objective.space.unflatten(objective.theta)
+    if used:
+        pieces |= objective.statistics(objective.theta)
     with torch.no_grad():
         for name, tensor in _named(model):
             tensor.copy_(pieces[name])
@@ -381,8 +390,9 @@ def _output_change(a: nn.Module, b: nn.Module, objective: Objective) -> float:
     for index, (inputs, _) in enumerate(objective.batches()):
         if index in (0, count // 2, count - 1):
             arguments, keywords = as_call(inputs)
-            first, second = (logits_of(model(*arguments, **keywords)) for model in (a, b))
-            changes.append((first - second).abs().max())
-            sizes.append(first.abs().max())
+            outputs = (logits_of(model(*arguments, **keywords)) for model in (a, b))
+            for first, second in zip(*map(tensors_of, outputs), strict=True):
+                changes.append((first - second).abs().max())
+                sizes.append(first.abs().max())
     change = torch.stack(changes).max()
     return float(change / torch.stack(sizes).max()) if change else 0.0  # all may be zero

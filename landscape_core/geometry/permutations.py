@@ -90,6 +90,10 @@ class PermutationSpec:
                 )
             for dim, axis in axes.items():
                 shape = tuple(state[name].shape)
+                if axis.group not in self.sizes:
+                    raise ValueError(
+                        f"axis {dim} of {name} is of group {axis.group}, which has no size"
+                    )
                 wanted = axis.outer * self.sizes[axis.group] * axis.inner
                 if dim >= len(shape) or shape[dim] != wanted:
                     raise ValueError(

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from landscape_core.curvature.hessian import Hessian
+from landscape_core.curvature.probes import generator, probe
 from landscape_core.evaluator import Evaluator, Move
 from landscape_core.objective import Objective
 from landscape_core.progress import progress_bar
@@ -330,8 +331,13 @@ class _Rows:
 
 
 def _identity(objective: Objective, theta: Tensor) -> list[np.ndarray]:
-    """What tells two objectives apart: their losses at one point, and how many examples."""
-    return [objective.example_values(theta)[0].cpu().numpy()]
+    """What tells two objectives apart: the losses of their examples at two points.
+
+    One does not: a last layer of zeros gives all data the same losses.
+    """
+    away = probe(len(theta), theta.dtype, generator(0, theta.device), "gaussian")
+    points = theta, theta + away * (0.02 * theta.abs() + 1e-3)
+    return [objective.example_values(point)[0].cpu().numpy() for point in points]
 
 
 def _fingerprint(*parts: Tensor | np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,10 +84,12 @@ def unit_activations(
     where a residual sum takes the units up again.
     """
     tracer = _follow(model, inputs, keywords, keep=True)
-    number = {}
+    number: dict[int, int] = {}
     for name, axes in spec.axes.items():
         for dim, axis in axes.items():
-            number[tracer.groups.root(tracer.groups.axes[name][dim].group)] = axis.group
+            known = tracer.groups.axes.get(name, {}).get(dim)
+            if known is not None:  # a specification of one's own may know more
+                number[tracer.groups.root(known.group)] = axis.group
     rows: dict[int, list[Tensor]] = {}
     for value, dim, axis in tracer.seen:
         group = number.get(tracer.groups.root(axis.group))
@@ -98,32 +101,68 @@ def unit_activations(
 def _follow(
     model: nn.Module, inputs: Any, keywords: dict[str, Any], keep: bool = False
 ) -> _Tracer:
-    try:
-        graph = fx.symbolic_trace(model)
-    except Exception as error:
-        raise ValueError(
-            "the model's forward pass cannot be traced by torch.fx "
-            f"({str(error).splitlines()[0]}): give a PermutationSpec of your own"
-        ) from error
-    tracer = _Tracer(graph, model, keep)
-    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    values = list(inputs)
-    for node in places[len(inputs) :]:
-        if node.target not in keywords and not node.args:
-            break
-        values.append(keywords[node.target] if node.target in keywords else node.args[0])
     modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
+        graph = _traced(model, inputs, keywords)
+        tracer = _Tracer(graph, model, keep)
         with torch.no_grad():
-            tracer.run(*values)
+            tracer.run(*_values(graph, model, inputs, keywords))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes:
             module.training = training
     return tracer
+
+
+def _traced(model: nn.Module, inputs: Any, keywords: dict[str, Any]) -> fx.GraphModule:
+    """The graph of the call; arguments that it leaves at None, say, are constants of it."""
+    given = [*inspect.signature(model.forward).parameters][: len(inputs)]
+    left = {
+        name: default
+        for name, default in _defaults(model).items()
+        if name not in keywords and name not in given
+    }
+    try:
+        return fx.symbolic_trace(model, concrete_args=left)
+    except Exception as error:
+        raise ValueError(
+            "the model's forward pass cannot be traced by torch.fx "
+            f"({str(error).splitlines()[0]}): give a PermutationSpec of your own"
+        ) from error
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """Arguments of the forward pass that have a plain value where they are not given."""
+    found = {}
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        default, kind = parameter.default, parameter.kind
+        if kind is parameter.POSITIONAL_OR_KEYWORD and (
+            default is None or isinstance(default, bool | int | float | str)
+        ):
+            found[name] = default
+    return found
+
+
+def _values(
+    graph: fx.GraphModule, model: nn.Module, inputs: Any, keywords: dict[str, Any]
+) -> list[Any]:
+    """What each placeholder of the graph is to hold, in their order."""
+    values, defaults = list(inputs), list(_defaults(model).items())
+    names = [*inspect.signature(model.forward).parameters]
+    for node in [n for n in graph.graph.nodes if n.op == "placeholder"][len(inputs) :]:
+        name = names[len(values)] if len(values) < len(names) else str(node.target)
+        if name in keywords:
+            values.append(keywords[name])
+        elif name in dict(defaults):
+            values.append(dict(defaults)[name])
+        elif node.args:
+            values.append(node.args[0])
+        else:
+            break
+    return values
 
 
 @dataclass(frozen=True)
@@ -160,8 +199,10 @@ class _Tracer(fx.Interpreter):
         self.tags[n] = tags
         if not isinstance(value, Tensor | tuple):
             self.plain.add(n)  # sizes and other numbers
-        if self.keep and n.op == "call_module" and isinstance(value, Tensor):
-            self.seen += [(value, dim, axis) for dim, axis in tags.items()]
+        made = n.op == "call_module" or n.target in ENTRYWISE
+        if self.keep and made and isinstance(value, Tensor):
+            value_now = value.clone()  # what follows may write to it
+            self.seen += [(value_now, dim, axis) for dim, axis in tags.items()]
         return value
 
     def _freeze(self, tags: Any) -> None:
@@ -260,10 +301,13 @@ class _Tracer(fx.Interpreter):
     def _of_module(self, module: nn.Module, call: _Call, before: list[Any]) -> Any:
         if isinstance(module, nn.MultiheadAttention):
             return self._attention(module, call, before)
-        if len(before) != 1 or isinstance(before[0], list):
-            return None
-        x = call.operands[0]
-        return layer_units(module, self.groups, x, before[0]) if isinstance(x, Tensor) else None
+        x = call.operands[0] if len(before) == 1 and not isinstance(before[0], list) else None
+        known = (
+            layer_units(module, self.groups, x, before[0]) if isinstance(x, Tensor) else None
+        )
+        if known is None:
+            self.groups.keep(module)
+        return known
 
     def _attention(self, module: nn.MultiheadAttention, call: _Call, before: list[Any]) -> Any:
         if not before or any(isinstance(tags, list) for tags in before):

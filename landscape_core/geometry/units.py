@@ -67,13 +67,23 @@ class Groups:
 
         Units of buffers other than BatchNorm's stay in their places: theta does not hold them.
         """
-        name = None if tensor is None else self.names.get(id(tensor))
-        if name is None:
+        if tensor is None:
+            return
+        name = self.names.get(id(tensor))
+        if name is None:  # computed from parameters, by weight norm for instance
+            self.freeze([axis])
             return
         known = self.axes.setdefault(name, {})
         known[dim] = self.join(known[dim], axis) if dim in known else axis
         if name in self.kept:
             self.freeze([axis])
+
+    def keep(self, module: nn.Module) -> None:
+        """Keep the units of a layer's own parameters in their places, here and elsewhere."""
+        for parameter in module.parameters():
+            name = self.names[id(parameter)]
+            self.kept.add(name)
+            self.freeze(self.axes.get(name, {}).values())
 
     def spec(self) -> PermutationSpec:
         """Return the groups that can move, numbered from 0."""
@@ -102,8 +112,10 @@ def _same(module: nn.Module, groups: Groups, x: Tensor, tags: Tags) -> Tags:
     return tags
 
 
-def _pooled(module: nn.Module, groups: Groups, x: Tensor, tags: Tags) -> Tags:
-    return channels_only(groups, tags)
+def _pooled(module: nn.Module, groups: Groups, x: Tensor, tags: Tags) -> Tags | None:
+    return (
+        channels_only(groups, tags) if x.ndim > 2 else None
+    )  # units are no place to pool over
 
 
 for kind in (
@@ -166,12 +178,13 @@ def _norm(
 
 
 @layer_units.register(nn.LayerNorm)
+@layer_units.register(nn.RMSNorm)
 def _layer_norm(module: nn.LayerNorm, groups: Groups, x: Tensor, tags: Tags) -> Tags:
     first = x.ndim - len(module.normalized_shape)
     for dim, axis in tags.items():
         if dim >= first:
             groups.own(module.weight, dim - first, axis)
-            groups.own(module.bias, dim - first, axis)
+            groups.own(getattr(module, "bias", None), dim - first, axis)
     return tags
 
 
@@ -186,8 +199,7 @@ def _embedding(module: nn.Embedding, groups: Groups, x: Tensor, tags: Tags) -> T
 def _encoder(module: nn.TransformerEncoder, groups: Groups, x: Tensor, tags: Tags) -> Any:
     for layer in module.layers:
         tags = _encoder_layer(layer, groups, x, tags)
-    norm = module.norm
-    return _layer_norm(norm, groups, x, tags) if isinstance(norm, nn.LayerNorm) else tags
+    return tags if module.norm is None else layer_units(module.norm, groups, x, tags)
 
 
 @layer_units.register(nn.TransformerEncoderLayer)
@@ -205,7 +217,9 @@ def _encoder_layer(
         else:
             groups.freeze(other.values())
     for norm in (module.norm1, module.norm2):
-        layer_units(norm, groups, x, own)
+        if layer_units(norm, groups, x, own) is None:
+            groups.keep(norm)
+            groups.freeze(own.values())
     return own
 
 
@@ -257,6 +271,8 @@ def merged_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int],
 
     >>> merged_axes((8, 3, 4, 4), (8, 48))
     [([0], 0), ([1, 2, 3], 1)]
+    >>> merged_axes((1, 3, 4, 4), (1, 48))  # a batch of one example is no part of a channel
+    [([0], 0), ([1, 2, 3], 1)]
     """
     result: list[tuple[list[int], int | None]] = []
     i = j = 0
@@ -265,7 +281,7 @@ def merged_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int],
         news: list[int] = []
         a = b = 1
         while not olds or not news or a != b:
-            if (a <= b and i < len(old)) or j >= len(new):
+            if ((not olds or (news and a < b)) and i < len(old)) or j >= len(new):
                 if i >= len(old):
                     break
                 a, i = a * old[i], i + 1

@@ -204,3 +204,76 @@ def test_batch_sharpness_of_weight_norm_is_that_of_differences():
     g = given.gradient()
     bent = (lc.Hessian(given, method="finite_difference") @ g) @ g / (g @ g)
     assert lc.batch_sharpness(given, 12, draws=2).value == pytest.approx(float(bent), rel=1e-6)
+
+
+class SavesItsOutput(torch.autograd.Function):
+    """Standardizes rows; its backward pass uses what the forward pass has computed."""
+
+    @staticmethod
+    def forward(ctx, x):
+        spread = (x.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
+        y = (x - x.mean(1, keepdim=True)) / spread
+        ctx.save_for_backward(y, spread)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        y, spread = ctx.saved_tensors
+        return (g - g.mean(1, keepdim=True) - y * (g * y).mean(1, keepdim=True)) / spread
+
+
+class Standardized(nn.Module):
+    def __init__(self, apply):
+        super().__init__()
+        self.apply_to = apply
+
+    def forward(self, x):
+        return self.apply_to(x)
+
+
+def through(apply, dtype, activation=nn.Tanh, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Linear(4, 6), Standardized(apply), activation(), nn.Linear(6, 3)
+    ).to(dtype)
+    x = torch.randn(40, 4, dtype=dtype)
+    return lc.Objective(model, F.cross_entropy, (x, torch.arange(40) % 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_layer_that_hides_what_it_saved_is_refused(dtype):
+    objective = through(SavesItsOutput.apply, dtype)
+    exact = through(lambda x: F.layer_norm(x, (6,), eps=1e-6), dtype)
+    torch.testing.assert_close(objective.gradient(), exact.gradient(), rtol=1e-4, atol=1e-6)
+    for call in (
+        lambda: lc.Hessian(objective).dense(),
+        lambda: lc.trace(lc.Hessian(objective), 4),
+        lambda: lc.Hessian(objective).block("0.*") @ torch.ones(30, dtype=dtype),
+    ):
+        with pytest.raises(ValueError, match="backward pass of SavesItsOutput uses what its"):
+            call()
+    near = lc.Hessian(objective, method="finite_difference").dense()
+    expected = lc.Hessian(exact).dense()
+    assert float((near - expected).norm() / expected.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.GELU])
+def test_layers_whose_backward_passes_can_be_differentiated_are_not(dtype, activation):
+    for seed in range(5):
+        objective = through(Same.apply, dtype, activation, seed)
+        plain = through(nn.Identity(), dtype, activation, seed)
+        torch.testing.assert_close(lc.Hessian(objective).dense(), lc.Hessian(plain).dense())
+
+
+def test_the_layers_of_this_package_are_not_looked_at(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("compared")
+
+    monkeypatch.setattr("landscape_core.curvature.hessian.check_model", refuse)
+    model = lc.ResNet((3, 8, 8), 3, width=4, blocks=1, seed=0)
+    data = torch.randn(6, 3, 8, 8), torch.arange(6) % 3
+    product = lc.Hessian(lc.Objective(model, F.cross_entropy, data)) @ torch.ones(
+        sum(p.numel() for p in model.parameters())
+    )
+    assert bool(product.isfinite().all())

@@ -69,3 +69,18 @@ def test_a_hessian_in_float32_is_a_symmetric_matrix():
         lc.Matrix(dense)
     with pytest.raises(ValueError, match="symmetric"):
         lc.Matrix(dense + 1e-5 * dense.abs().max() * torch.ones_like(dense).triu(1))
+
+
+def test_power_iteration_claims_no_residual_below_the_error_of_its_products():
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 5), torch.arange(40) % 3
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    operator = lc.Hessian(
+        lc.Objective(model, F.cross_entropy, (x, y)), method="finite_difference"
+    )
+    pair = lc.power_iteration(operator, tol=1e-6, max_matvecs=100)
+    exact = lc.Objective(model.double(), F.cross_entropy, (x.double(), y))
+    v = pair.vectors[:, 0].double()
+    true = float((lc.Hessian(exact) @ v - pair.values.double() * v).norm())
+    assert true <= float(pair.residuals[0])
+    assert not bool(pair.converged[0])

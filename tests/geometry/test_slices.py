@@ -352,3 +352,18 @@ def test_filters_of_transposed_convolutions_are_matched_by_output_channel():
         w.transpose(0, 1).flatten(1) for w in (parts["0.weight"], model[0].weight)
     )
     torch.testing.assert_close(found.norm(dim=1), expected.detach().norm(dim=1))
+
+
+def test_a_store_belongs_to_its_data_behind_a_head_of_zeros(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    torch.nn.init.zeros_(model[2].weight)
+    torch.nn.init.zeros_(model[2].bias)
+    some, others = (
+        lc.Objective(model, F.cross_entropy, (torch.randn(10, 3), torch.arange(10) % 2))
+        for _ in range(2)
+    )
+    d1, d2 = lc.random_directions(some, normalize="none", seed=0)
+    lc.plane(some, d1, d2, points=3, store=tmp_path / "plane.npz")
+    with pytest.raises(ValueError, match="data, criterion or BatchNorm"):
+        lc.plane(others, d1, d2, points=3, store=tmp_path / "plane.npz")
