@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, default_collate
 
 Batch = tuple[Any, Tensor]
 Outputs = Callable[[Any], Any]  # what a model makes of the inputs of a batch
@@ -112,9 +112,12 @@ def read(data: list[Batch] | Iterable[Batch]) -> Iterator[Batch]:
 
 def known_length(data: list[Batch] | Iterable[Batch]) -> int | None:
     """Return the number of examples, where a DataLoader knows it without being read."""
-    if isinstance(data, DataLoader) and not getattr(data.batch_sampler, "drop_last", True):
-        return len(data.batch_sampler.sampler)  # type: ignore[union-attr]
-    return None
+    if not isinstance(data, DataLoader) or data.collate_fn is not default_collate:
+        return None  # what puts examples together may leave some out
+    together = data.batch_sampler
+    if type(together) is not BatchSampler or together.drop_last:
+        return None
+    return len(together.sampler)  # type: ignore[arg-type]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -205,6 +208,12 @@ def of_examples(batches: Iterable[Batch], outputs: Outputs) -> Iterator[Batch]:
         yield batch
 
 
+OTHERS = (
+    "the DataLoader must give all examples of its data set, in their order, where single ones "
+    "are needed (torch.utils.data.Subset for a part)"
+)
+
+
 def check_sampling(
     data: list[Batch] | Iterable[Batch],
     batches: Iterable[Batch],
@@ -219,8 +228,18 @@ def check_sampling(
     for batch in batches:
         if unchecked and len(batch[1]) > 1:
             _check_order(batch, examples, outputs, start)
+            _check_rows(batch, examples(start + torch.arange(len(batch[1]), device="cpu")))
             unchecked = False
         start += len(batch[1])
+    if known_length(data) not in (None, start):
+        raise ValueError(f"{OTHERS}, got {start} of {known_length(data)}")
+
+
+def _check_rows(batch: Batch, picked: Batch) -> None:
+    """Refuse a batch of a loader that is not of the examples which its place stands for."""
+    for x, y in zip(tensors_of(batch), tensors_of(picked), strict=True):
+        if x.shape == y.shape and not _close(x, y):
+            raise ValueError(f"{OTHERS}, got others")
 
 
 def _check_order(

@@ -394,3 +394,38 @@ class TestBadInput:
         assert objective.evaluate().accuracy is None
         with pytest.raises(ValueError, match="accuracy needs class labels"):
             objective.accuracy()
+
+
+def test_loaders_that_leave_examples_out_are_counted_and_not_sampled_from():
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    model = nn.Linear(3, 2)
+
+    class SecondHalf(torch.utils.data.BatchSampler):
+        def __iter__(self):
+            yield from (range(start, start + 5) for start in range(20, 40, 5))
+
+        def __len__(self):
+            return 4
+
+    whole = torch.utils.data.TensorDataset(x, y)
+    batches = SecondHalf(torch.utils.data.SequentialSampler(whole), 5, False)
+    late = DataLoader(whole, batch_sampler=batches)
+
+    def without_ones(rows):
+        rows = [row for row in rows if float(row[0][0]) < 0.5] or rows[:1]
+        return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+
+    for loader, message in (
+        (late, "in their order, where single ones are needed .*, got others"),
+        (DataLoader(whole, 10, collate_fn=without_ones), "single examples are needed here"),
+    ):
+        objective = lc.Objective(model, F.cross_entropy, loader)
+        read = torch.cat([targets for _, targets in objective.batches()])
+        assert len(objective.example_values()[0]) == len(read) == objective.examples < 40
+        with pytest.raises(ValueError, match=message):
+            objective.sample(torch.tensor([0]))
+    assert lc.Objective(model, F.cross_entropy, DataLoader(whole, 7)).examples == 40
+    first = lc.Objective(model, F.cross_entropy, DataLoader(whole, 7, drop_last=True))
+    assert first.examples == 35
+    assert torch.equal(first.sample(torch.tensor([3]))[0], x[3:4])
