@@ -275,6 +275,8 @@ def check_softmax(criterion: Criterion, kind: str, outputs: Tensor, targets: Ten
 
 def _slopes_fit(slopes: Tensor, outputs: Tensor) -> bool:
     """Whether slopes are softmax minus probabilities; of outputs that are normalized, minus."""
+    if not bool(slopes.isfinite().all()):
+        return True  # a loss that is not finite is refused with the number of its batch
     logits = bool((outputs.logsumexp(1).abs() > 1e-3).any())
     starts = [outputs.softmax(1)] + [torch.zeros_like(outputs)] * (not logits)
     targets = [start - slopes for start in starts]
