@@ -179,6 +179,13 @@ def modes(model: nn.Module, batch_statistics: bool, device: torch.device) -> Ite
         for module, _ in before
         if isinstance(module, nn.Embedding) and module.padding_idx is not None
     ]
+    # A weight that a hook makes anew in each pass would be left as this pass has made it.
+    made = [
+        (module.__dict__, name, value)
+        for module, _ in before
+        for name, value in module.__dict__.items()
+        if isinstance(value, torch.Tensor)
+    ]
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
@@ -194,3 +201,5 @@ def modes(model: nn.Module, batch_statistics: bool, device: torch.device) -> Ite
             module.training = training
         for module, index in padded:
             module.padding_idx = index
+        for attributes, name, value in made:
+            attributes[name] = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from operator import itemgetter
@@ -116,21 +116,31 @@ def _are_labels(targets: Tensor) -> bool:
     return not (targets.is_floating_point() or targets.is_complex())
 
 
-def check_parameters(loss: Tensor, model: nn.Module) -> None:
+def check_parameters(
+    loss: Tensor, model: nn.Module, pieces: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> None:
     """Refuse a loss that reaches parameters of the model by another way than theta.
 
-    A pass is made with the pieces of theta in the place of the parameters. Whoever holds these
-    themselves, as a penalty in the criterion does, sees them stay where they are.
+    A pass is made with the `pieces` of theta in the place of the parameters. Whoever holds
+    these themselves, as a penalty in the criterion does, sees them stay where they are; and
+    where a pass writes into its weights, they are no longer what was `given`.
     """
+    for name, piece in pieces.items():
+        if not torch.equal(piece.detach().nan_to_num(), given[name].nan_to_num()):
+            raise ValueError(
+                f"the model's forward pass writes into its weights, got another {name!r}, so "
+                "that theta would change from call to call: let it work on a copy, "
+                "weight.clamp(-1, 1) in the place of weight.data.clamp_(-1, 1)"
+            )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     todo: list[Any] = [loss.grad_fn]
     seen = set(todo)
     while todo:
         node = todo.pop()
-        name = names.get(id(getattr(node, "variable", None)))
-        if name is not None:
+        held = names.get(id(getattr(node, "variable", None)))
+        if held is not None:
             raise ValueError(
-                f"the loss must depend on {name!r} through the model's pass, got it from "
+                f"the loss must depend on {held!r} through the model's pass, got it from "
                 "elsewhere, where it does not follow theta: hold weights in the layers; "
                 "leave a penalty out of the criterion (c |theta|^2 adds 2c to each eigenvalue)"
             )

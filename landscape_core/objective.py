@@ -386,13 +386,14 @@ class Objective:
         several = (batch for batch in self.batches() if len(batch[1]) > 1)
         batch = next(several, None) or next(self.batches())
         leaf = self.theta.clone().requires_grad_()
+        pieces = self.space.unflatten(leaf)
         with draws_nothing(self.space.device), writes_nothing(batch[0]):
             statistics = self.statistics(self.theta)
             with torch.enable_grad(), fits(batch[0]):
-                outputs = self.batch_outputs(self.space.unflatten(leaf), batch[0], statistics)
+                outputs = self.batch_outputs(pieces, batch[0], statistics)
         check_targets(self.criterion, outputs, batch[1])
         with torch.enable_grad(), backends.full_precision(self.space.device):
             loss = self.output_loss(outputs, batch[1])
-            check_parameters(loss, self.model)
+            check_parameters(loss, self.model, pieces, self.space.unflatten(self.theta))
             check_criterion(self.criterion, outputs, batch[1], loss, leaf)
         return MeanCheck(self.criterion, outputs, batch[1])

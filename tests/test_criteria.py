@@ -262,3 +262,29 @@ def test_the_padding_of_an_embedding_has_a_gradient():
     assert float(objective.gradient() @ v) == pytest.approx(slope, rel=1e-6)
     assert float((lc.Hessian(objective) @ v) @ v) == pytest.approx(bent, rel=1e-4)
     assert model[0].padding_idx == 0
+
+
+class Clamped(nn.Linear):
+    """Keeps its weights small by writing into them."""
+
+    def __init__(self, how):
+        super().__init__(4, 3)
+        self.how = how
+
+    def forward(self, x):
+        if self.how == "in place":
+            self.weight.data.clamp_(-0.1, 0.1)
+        elif self.how == "anew":
+            self.weight.data = self.weight.data.clamp(-0.1, 0.1)
+        weight = self.weight.clamp(-0.1, 0.1) if self.how == "copy" else self.weight
+        return F.linear(x, weight, self.bias)
+
+
+def test_a_pass_that_writes_into_its_weights_is_refused():
+    torch.manual_seed(0)
+    data = torch.randn(20, 4), torch.arange(20) % 3
+    for how in ("in place", "anew"):
+        with pytest.raises(ValueError, match=r"writes into its weights, got another 'weight'"):
+            lc.Objective(Clamped(how), F.cross_entropy, data)
+    objective = lc.Objective(Clamped("copy"), F.cross_entropy, data)
+    assert float(objective.gradient().norm()) > 0

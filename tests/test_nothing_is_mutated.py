@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import landscape_core as lc
 
@@ -114,3 +115,27 @@ def test_modes_return_after_an_error():
     with pytest.raises(ValueError, match="scalar"):
         objective.gradient()
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "hook",
+    [
+        torch.nn.utils.spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+    ids=["spectral norm", "pruning"],
+)
+def test_weights_that_hooks_make_are_left_as_they_were(hook):
+    torch.manual_seed(0)
+    model = nn.Sequential(hook(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 3)).eval()
+    x, y = torch.randn(20, 4), torch.arange(20) % 3
+    with torch.no_grad():
+        model(x)
+    before = model[0].weight.detach().clone()
+    objective = lc.Objective(model, F.cross_entropy, (x, y))
+    lc.Hessian(objective) @ torch.ones(objective.n)
+    objective.loss(objective.theta + 1)
+    assert torch.equal(model[0].weight, before)
+    copied = copy.deepcopy(model)  # not possible of a weight that belongs to a graph
+    torch.testing.assert_close(copied(x), model(x))
