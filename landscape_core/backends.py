@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from itertools import chain
@@ -11,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -58,7 +60,7 @@ def needs_channels_first(model: nn.Module) -> bool:
         isinstance(layer, nn.Conv2d)
         and max(layer.kernel_size) == 1 < max(layer.stride)
         and layer.in_channels < 16
-        and next(chain(layer.parameters(), layer.buffers())).device.type == "cpu"
+        and all(x.device.type == "cpu" for x in chain(layer.parameters(), layer.buffers()))
         for layer in model.modules()
     )
 
@@ -74,6 +76,30 @@ def channels_first(value: torch.Tensor) -> torch.Tensor:
     return value.clone(memory_format=torch.contiguous_format)
 
 
+def graph_nodes(tensors: Iterable[torch.Tensor]) -> Iterator[Any]:
+    """Every node of the autograd graphs of `tensors` once, those nearest to them first."""
+    todo = deque(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None)
+    seen = set(todo)
+    while todo:
+        node = todo.popleft()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+
+
+_embedding = F.embedding
+
+
+def _embedding_with_padding(
+    input: torch.Tensor, weight: torch.Tensor, padding_idx: int | None = None, *rest: Any,
+    **options: Any,
+) -> torch.Tensor:  # fmt: skip
+    """What F.embedding returns, with a gradient for the row of the padding too."""
+    return _embedding(input, weight, None, *rest, **options)
+
+
 def _keep_everything(*_: Any, **__: Any) -> Iterator[None]:
     yield
 
@@ -84,7 +110,8 @@ def twice_differentiable(model: nn.Module, device: torch.device) -> Iterator[Non
 
     The fused kernels of attention and of recurrent layers have no second derivative; the math
     backend and PyTorch's own loops have. Activation checkpointing would run the forward pass
-    again during the backward pass, with the model's own weights in the place of theta.
+    again during the backward pass, with the model's own weights in the place of theta. And the
+    row of an embedding that stands for padding has no gradient, though the loss depends on it.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -94,6 +121,10 @@ def twice_differentiable(model: nn.Module, device: torch.device) -> Iterator[Non
                 _keep_everything,
             )
         )
+        if any(
+            isinstance(m, nn.Embedding) and m.padding_idx is not None for m in model.modules()
+        ):
+            stack.enter_context(mock.patch.object(F, "embedding", _embedding_with_padding))
         if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules()):
             flags = cudnn.flags(False, cudnn.benchmark, deterministic=cudnn.deterministic)
             stack.enter_context(flags)
@@ -171,35 +202,27 @@ def modes(model: nn.Module, batch_statistics: bool, device: torch.device) -> Ite
 
     Forward passes are made in full precision meanwhile. Attention's inference path computes
     another function of padded inputs than the path that can be differentiated: it is switched
-    off. So is the index of an embedding whose row gets no gradient: the loss depends on it.
+    off.
     """
     before = [(module, module.training) for module in model.modules()]
-    padded = [
-        (module, module.padding_idx)
-        for module, _ in before
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None
-    ]
     # A weight that a hook makes anew in each pass would be left as this pass has made it.
     made = [
         (module.__dict__, name, value)
         for module, _ in before
         for name, value in module.__dict__.items()
         if isinstance(value, torch.Tensor)
+        and any(f"{name}_{end}" in module._parameters for end in ("orig", "g"))
     ]
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for module, _ in before:
             module.training = batch_statistics and isinstance(module, _BatchNorm)
-        for module, _ in padded:
-            module.padding_idx = None
         with full_precision(device):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
         for module, training in before:
             module.training = training
-        for module, index in padded:
-            module.padding_idx = index
         for attributes, name, value in made:
             attributes[name] = value

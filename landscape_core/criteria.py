@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from landscape_core.backends import graph_nodes
 from landscape_core.batches import Batch, map_tensors, take, tensors_of, with_tensors
 
 Criterion = Callable[[Any, Tensor], Tensor]
@@ -133,10 +134,7 @@ def check_parameters(
                 "weight.clamp(-1, 1) in the place of weight.data.clamp_(-1, 1)"
             )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    todo: list[Any] = [loss.grad_fn]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
+    for node in graph_nodes([loss]):
         held = names.get(id(getattr(node, "variable", None)))
         if held is not None:
             raise ValueError(
@@ -144,11 +142,6 @@ def check_parameters(
                 "elsewhere, where it does not follow theta: hold weights in the layers; "
                 "leave a penalty out of the criterion (c |theta|^2 adds 2c to each eigenvalue)"
             )
-        following = [
-            each for each, _ in getattr(node, "next_functions", ()) if each is not None
-        ]
-        todo += [each for each in following if each not in seen]
-        seen.update(following)
 
 
 def check_criterion(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape_core.batches import as_call, logits_of, map_tensors, tensors_of
-from landscape_core.curvature.probes import generator, probe
+from landscape_core.curvature.probes import generator, nearby
 from landscape_core.objective import Objective
 
 Move = Callable[[Tensor], object]  # writes the next parameters into a vector
@@ -79,10 +79,7 @@ class Evaluator:
         of the copy that stays where it is shows then, however small the loss is.
         """
         start, rng = self.objective.theta, generator(0, self.theta.device)
-        points = [
-            start + probe(len(start), start.dtype, rng) * (0.02 * start.abs() + 1e-3)
-            for _ in range(2)
-        ]
+        points = [nearby(start, rng) for _ in range(2)]
         truth = [self.objective.forward_at(point) for point in points]
         apart: list[Tensor] = []
         moved: list[Tensor] = []

@@ -198,6 +198,7 @@ def test_fisher_of_another_softmax_is_refused(kind):
     for criterion, targets in [
         (lambda out, y: F.mse_loss(out, F.one_hot(y, 3).float()), y),
         (lambda out, y: F.cross_entropy(out / 0.1, y), y),
+        (lambda out, y: F.cross_entropy(out, y) / 2, y),
         (nn.CrossEntropyLoss(weight=weight), torch.rand(20, 3).softmax(1)),
     ]:
         with pytest.raises(ValueError, match="slopes are not those of cross-entropy"):
@@ -264,27 +265,52 @@ def test_the_padding_of_an_embedding_has_a_gradient():
     assert model[0].padding_idx == 0
 
 
-class Clamped(nn.Linear):
-    """Keeps its weights small by writing into them."""
+class MasksPadding(nn.Module):
+    """Looks up which index is padding, and leaves those tokens out of a mean."""
 
-    def __init__(self, how):
-        super().__init__(4, 3)
-        self.how = how
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 3, padding_idx=0), nn.Linear(3, 2)
 
     def forward(self, x):
-        if self.how == "in place":
-            self.weight.data.clamp_(-0.1, 0.1)
-        elif self.how == "anew":
-            self.weight.data = self.weight.data.clamp(-0.1, 0.1)
-        weight = self.weight.clamp(-0.1, 0.1) if self.how == "copy" else self.weight
-        return F.linear(x, weight, self.bias)
+        used = x.ne(self.embed.padding_idx).unsqueeze(2).to(self.head.weight.dtype)
+        return self.head((self.embed(x) * used).sum(1) / used.sum(1).clamp_min(1))
 
 
-def test_a_pass_that_writes_into_its_weights_is_refused():
+def test_a_mask_made_of_the_padding_is_the_models_own():
     torch.manual_seed(0)
-    data = torch.randn(20, 4), torch.arange(20) % 3
-    for how in ("in place", "anew"):
-        with pytest.raises(ValueError, match=r"writes into its weights, got another 'weight'"):
-            lc.Objective(Clamped(how), F.cross_entropy, data)
-    objective = lc.Objective(Clamped("copy"), F.cross_entropy, data)
-    assert float(objective.gradient().norm()) > 0
+    model, y = MasksPadding().double(), torch.arange(12) % 2
+    tokens = torch.randint(0, 5, (12, 4))
+    objective = lc.Objective(model, F.cross_entropy, (tokens, y))
+    expected = F.cross_entropy(model(tokens), y)
+    assert float(objective.loss()) == pytest.approx(float(expected.detach()), rel=1e-12)
+    slopes = torch.autograd.grad(expected, list(model.parameters()))
+    torch.testing.assert_close(objective.gradient(), torch.cat([s.flatten() for s in slopes]))
+
+
+class Auxiliary(nn.Module):
+    """Keeps a term for the criterion, as mixtures of experts do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.balance = torch.zeros(1)
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        self.balance = h.square().mean(1)
+        return self.b(h)
+
+
+def test_a_term_that_the_model_keeps_for_the_criterion_follows_theta():
+    torch.manual_seed(0)
+    model = Auxiliary().double()
+    x, y = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 3
+    model(x)  # with gradients: what it kept belongs to a graph of its own weights
+
+    def balanced(outputs, targets):
+        return F.cross_entropy(outputs, targets) + 0.1 * model.balance.mean()
+
+    objective = lc.Objective(model, balanced, (x, y))
+    expected = torch.autograd.grad(balanced(model(x), y), list(model.parameters()))
+    torch.testing.assert_close(objective.gradient(), torch.cat([s.flatten() for s in expected]))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape_core.backends import graph_nodes
 from landscape_core.batches import map_tensors, tensors_of
 
 EXAMPLES, ENTRIES = 32, 1 << 20  # at most so many, of outputs at which a criterion is checked
@@ -28,15 +29,13 @@ def check_differentiable(
     `products` says whether they are differentiated along any vector, not only along the
     gradient, where the fused weight_norm makes no error.
     """
-    todo: list[Any] = [value.grad_fn for value in derivatives if value.requires_grad]
-    if not todo:
+    bent = [value for value in derivatives if value.requires_grad]
+    if not bent:
         raise ValueError(
             "the gradient does not depend on theta: the loss is linear in theta, or the "
             f"backward pass of {last_operation(loss)} cannot be differentiated; {FIRST_ONLY}"
         )
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
+    for node in graph_nodes(bent):
         if products and "WeightNorm" in node.name():
             raise ValueError(
                 "torch's fused weight_norm has a wrong second derivative, so that the product "
@@ -47,9 +46,6 @@ def check_differentiable(
                 "the loss has no second derivative: the backward pass of "
                 f"{last_operation(loss)} cannot be differentiated; {FIRST_ONLY}"
             )
-        following = {each for each, _ in node.next_functions if each is not None} - seen
-        seen |= following
-        todo += following
 
 
 def last_operation(value: Tensor) -> str:
@@ -62,19 +58,14 @@ def last_operation(value: Tensor) -> str:
 
 def _custom_function(value: Tensor) -> str | None:
     """Name the last function with a backward pass of its own that `value` was made by."""
-    todo, seen = [value.grad_fn], set()
-    while todo:
-        node = todo.pop(0)
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in graph_nodes([value]):
+        name = str(node.name())
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             source = getattr(type(node), "_forward_cls", type(node)).__module__
             if not source.startswith("landscape_core."):  # whose own can be differentiated
-                return node.name().removesuffix("Backward")
-        if "CppNode" in node.name():
-            return node.name()
-        todo += [following for following, _ in node.next_functions]
+                return name.removesuffix("Backward")
+        if "CppNode" in name:
+            return name
     return None
 
 
@@ -171,7 +162,8 @@ def check_model(
         raise ValueError(
             f"the loss has no second derivative: its gradient changes by {true / length:.2g} "
             f"for a unit step of theta, and by {wrong / length:.2g} to autograd, because the "
-            f"backward pass of {name} uses what its forward pass saved; {FIRST_ONLY}"
+            f"backward pass of {name} uses what its forward pass saved, or is another "
+            f"function's; {FIRST_ONLY}"
         )
 
 

@@ -264,7 +264,7 @@ def check_softmax(criterion: Criterion, kind: str, outputs: Tensor, targets: Ten
         got = source.__name__
     elif dense and bool(((targets.double().sum(1) - 1).abs() > 1e-2).any()):
         got = "targets that are no probabilities of classes"
-    elif not _slopes_fit(split_gradient(criterion, outputs, targets), outputs):
+    elif not _is_cross_entropy(criterion, outputs, targets):
         got = "one whose slopes are not those of cross-entropy"
     if got:
         raise ValueError(
@@ -273,17 +273,23 @@ def check_softmax(criterion: Criterion, kind: str, outputs: Tensor, targets: Ten
         )
 
 
-def _slopes_fit(slopes: Tensor, outputs: Tensor) -> bool:
-    """Whether slopes are softmax minus probabilities; of outputs that are normalized, minus."""
-    if not bool(slopes.isfinite().all()):
+def _is_cross_entropy(criterion: Criterion, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether its slopes are softmax minus the same probabilities at two outputs."""
+    points = [outputs, (outputs / 2).log_softmax(1)]
+    slopes = [split_gradient(criterion, point, targets) for point in points]
+    if not all(bool(slope.isfinite().all()) for slope in slopes):
         return True  # a loss that is not finite is refused with the number of its batch
     logits = bool((outputs.logsumexp(1).abs() > 1e-3).any())
-    starts = [outputs.softmax(1)] + [torch.zeros_like(outputs)] * (not logits)
-    targets = [start - slopes for start in starts]
-    return any(
-        bool(((p > -1e-2) & (p < 1.01)).all() and ((p.sum(1) - 1).abs() < 1e-2).all())
-        for p in targets
-    )
+    for share in (1.0,) if logits else (1.0, 0.0):  # minus these alone: of log-probabilities
+        pairs = zip(points, slopes, strict=True)
+        there, elsewhere = (share * z.softmax(1) - slope for z, slope in pairs)
+        sums = (there.sum(1) - 1).abs().max()
+        off = torch.stack(
+            [sums, -there.min(), there.max() - 1, (there - elsewhere).abs().max()]
+        )
+        if bool((off < 1e-2).all()):
+            return True
+    return False
 
 
 @dataclass

@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from landscape_core.backends import check_derivatives
+from landscape_core.backends import check_derivatives, graph_nodes
 from landscape_core.batches import Batch, out_of_memory
 from landscape_core.objective import Objective
 
@@ -133,20 +133,13 @@ def free_memory(device: torch.device) -> float:
 def graph_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the distinct storages that the autograd graphs of `tensors` keep alive."""
     storages: dict[int, int] = {}
-    todo = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
+    for node in graph_nodes(tensors):
         for saved in _saved_tensors(node):
             try:
                 storage = saved.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
             except RuntimeError:  # sparse tensors and others without a storage of their own
                 storages[id(saved)] = saved.numel() * saved.element_size()
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                todo.append(following)
     return sum(storages.values())
 
 

@@ -256,18 +256,21 @@ class Hessian(ObjectiveOperator):
         v = probe(self.n, self.dtype, generator(0, self.device), "sphere") / self.n**0.5
         size = 1 + 0.1 * float(self.theta.norm())
         step = size * torch.finfo(self.dtype).eps ** (1 / 3) * v
-        chosen = {name: piece[0] for name, piece in self._pieces(step[None]).items()}
-        found = graph.multiply({name: piece[None] for name, piece in chosen.items()}, True)
-        nothing = {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items()}
-        along = self.objective.space.flatten(nothing | chosen)
+        found = graph.multiply(self._pieces(step[None]), True)
+        along = self._widen(self._pieces(step[None]))
 
         def gradient(share: float) -> Tensor:
             point = self.theta + share * along
             return self._cut(self.objective.batch_gradient(point, batch, self._statistics))
 
-        product = nothing | {name: piece[0] for name, piece in found.items()}
-        claimed = self._cut(self.objective.space.flatten(product))
+        claimed = self._cut(self._widen(found))
         check_model(gradient, claimed, float(step.norm()), outputs)
+
+    def _widen(self, pieces: Mapping[str, Tensor]) -> Tensor:
+        """A vector in theta, shape (n,), of pieces of shape (1, ...), zero in all others."""
+        full = {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items()}
+        full |= {name: piece[0] for name, piece in pieces.items()}
+        return self.objective.space.flatten(full)
 
     def _cut(self, full: Tensor) -> Tensor:
         """The entries of a vector in theta that this matrix is of."""
@@ -300,14 +303,12 @@ class Hessian(ObjectiveOperator):
             ]
 
     def _difference(self, v: Tensor) -> Tensor:
-        space, length = self.objective.space, v.norm()
+        length = v.norm()
         if not bool(length > 0):
             return torch.zeros_like(v)
         size = 1 + 0.1 * float(self.theta.norm())
         step = 0.1 * size * torch.finfo(self.dtype).eps ** (1 / 3) / length
-        pieces = {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items()}
-        pieces |= {name: piece[0] for name, piece in self._pieces(v.unsqueeze(0)).items()}
-        along = space.flatten(pieces)
+        along = self._widen(self._pieces(v.unsqueeze(0)))
 
         def product(step: Tensor) -> Tensor:
             ahead = self.objective.gradient(self.theta + step * along, self._statistics)

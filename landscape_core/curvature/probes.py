@@ -52,6 +52,14 @@ def probe(
     return v if distribution == "gaussian" else v * (n**0.5 / v.norm())
 
 
+def nearby(
+    theta: Tensor, rng: torch.Generator, distribution: Distribution = "rademacher"
+) -> Tensor:
+    """A point close to theta, shape (n,), at which no parameter is what it is there."""
+    away = probe(len(theta), theta.dtype, rng, distribution)
+    return theta + away * (0.02 * theta.abs() + 1e-3)
+
+
 def probes_block(
     count: int,
     n: int,

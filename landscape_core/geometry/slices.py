@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from landscape_core.curvature.hessian import Hessian
-from landscape_core.curvature.probes import generator, probe
+from landscape_core.curvature.probes import generator, nearby
 from landscape_core.evaluator import Evaluator, Move
 from landscape_core.objective import Objective
 from landscape_core.progress import progress_bar
@@ -335,8 +335,7 @@ def _identity(objective: Objective, theta: Tensor) -> list[np.ndarray]:
 
     One does not: a last layer of zeros gives all data the same losses.
     """
-    away = probe(len(theta), theta.dtype, generator(0, theta.device), "gaussian")
-    points = theta, theta + away * (0.02 * theta.abs() + 1e-3)
+    points = theta, nearby(theta, generator(0, theta.device), "gaussian")
     return [objective.example_values(point)[0].cpu().numpy() for point in points]
 
 
