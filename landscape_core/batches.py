@@ -231,9 +231,9 @@ def check_sampling(
             _check_rows(batch, examples(start + torch.arange(len(batch[1]), device="cpu")))
             unchecked = False
         start += len(batch[1])
-    drops = getattr(data.batch_sampler, "drop_last", True)
-    if not drops and start != len(data.dataset):  # type: ignore[arg-type]
-        raise ValueError(f"{OTHERS}, got {start} of {len(data.dataset)}")  # type: ignore[arg-type]
+    together: Any = data.batch_sampler
+    if not getattr(together, "drop_last", True) and start != len(together.sampler):
+        raise ValueError(f"{OTHERS}, got {start} of {len(together.sampler)}")
 
 
 def _check_rows(batch: Batch, picked: Batch) -> None:

@@ -429,3 +429,29 @@ def test_loaders_that_leave_examples_out_are_counted_and_not_sampled_from():
     first = lc.Objective(model, F.cross_entropy, DataLoader(whole, 7, drop_last=True))
     assert first.examples == 35
     assert torch.equal(first.sample(torch.tensor([3]))[0], x[3:4])
+
+
+def test_a_loader_that_reads_the_first_of_its_data_set_is_sampled_from():
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    first = torch.utils.data.BatchSampler(
+        torch.utils.data.SequentialSampler(range(20)), 5, False
+    )
+    loader = DataLoader(TensorDataset(x, y), batch_sampler=first)
+    objective = lc.Objective(nn.Linear(3, 2), F.cross_entropy, loader)
+    assert objective.examples == 20
+    assert torch.equal(objective.sample(torch.tensor([19]))[0], x[19:20])
+
+
+def test_rows_that_go_missing_after_the_first_batch_are_not_sampled():
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    x[20:, 0] = torch.arange(20.0)
+
+    def without_large(rows):
+        rows = [row for row in rows if float(row[0][0]) < 12]
+        return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+
+    loader = DataLoader(TensorDataset(x, y), 10, collate_fn=without_large)
+    objective = lc.Objective(nn.Linear(3, 2), F.cross_entropy, loader)
+    assert objective.examples == 32
+    with pytest.raises(ValueError, match=r"single ones are needed .*, got 32 of 40"):
+        objective.sample(torch.tensor([39]))

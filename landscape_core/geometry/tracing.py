@@ -150,14 +150,14 @@ def _values(
     graph: fx.GraphModule, model: nn.Module, inputs: Any, keywords: dict[str, Any]
 ) -> list[Any]:
     """What each placeholder of the graph is to hold, in their order."""
-    values, defaults = list(inputs), list(_defaults(model).items())
+    values, defaults = list(inputs), _defaults(model)
     names = [*inspect.signature(model.forward).parameters]
     for node in [n for n in graph.graph.nodes if n.op == "placeholder"][len(inputs) :]:
         name = names[len(values)] if len(values) < len(names) else str(node.target)
         if name in keywords:
             values.append(keywords[name])
-        elif name in dict(defaults):
-            values.append(dict(defaults)[name])
+        elif name in defaults:
+            values.append(defaults[name])
         elif node.args:
             values.append(node.args[0])
         else:

@@ -113,9 +113,9 @@ def _same(module: nn.Module, groups: Groups, x: Tensor, tags: Tags) -> Tags:
 
 
 def _pooled(module: nn.Module, groups: Groups, x: Tensor, tags: Tags) -> Tags | None:
-    return (
-        channels_only(groups, tags) if x.ndim > 2 else None
-    )  # units are no place to pool over
+    if x.ndim == 2:  # no batch, to the layer: it pools over what may be units
+        return None
+    return channels_only(groups, tags)
 
 
 for kind in (
